@@ -1,0 +1,58 @@
+"""Client-side load balancing and failover, with one view of health for all worker processes."""
+
+from resty_upstream.api import UpstreamAPI
+from resty_upstream.attempts import Attempt, Attempts, Info
+from resty_upstream.connectors import Connected, register_connector
+from resty_upstream.context import RequestContext
+from resty_upstream.errors import (
+    HostExists,
+    HostNotFound,
+    InvalidConfig,
+    MethodNotFound,
+    NoHostAvailable,
+    PoolExists,
+    PoolNotFound,
+    StoreBusy,
+    StoreError,
+    StoreFormatError,
+    StoreUnavailable,
+    UpstreamError,
+    UpstreamNotFound,
+)
+from resty_upstream.events import HostEvent
+from resty_upstream.methods import register_method
+from resty_upstream.model import Host, Pool
+from resty_upstream.selection import Explanation
+from resty_upstream.upstream import Upstream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attempt",
+    "Attempts",
+    "Connected",
+    "Explanation",
+    "Host",
+    "HostEvent",
+    "HostExists",
+    "HostNotFound",
+    "Info",
+    "InvalidConfig",
+    "MethodNotFound",
+    "NoHostAvailable",
+    "Pool",
+    "PoolExists",
+    "PoolNotFound",
+    "RequestContext",
+    "StoreBusy",
+    "StoreError",
+    "StoreFormatError",
+    "StoreUnavailable",
+    "Upstream",
+    "UpstreamAPI",
+    "UpstreamError",
+    "UpstreamNotFound",
+    "__version__",
+    "register_connector",
+    "register_method",
+]

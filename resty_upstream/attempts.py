@@ -1,0 +1,453 @@
+"""The failover loop, and what an exception says about a host.
+
+There is one loop in this project, :class:`Attempts`; ``connect`` and ``aconnect`` are a few lines over it::
+
+    for attempt in upstream.attempts():
+        with attempt as host:
+            return call(host.host, host.port, timeout=attempt.timeout_s)
+
+Sync and async code use the same object: nothing in here waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from random import random
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Self
+
+from resty_upstream.errors import NoHostAvailable
+from resty_upstream.model import Host, Pool
+from resty_upstream.selection import EMPTY, Choice, Target, choices
+from resty_upstream.state import Failure, Release, Success
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from resty_upstream.context import RequestContext
+    from resty_upstream.methods import Key
+
+Outcome = Literal["", "ok", "failed", "ignored"]
+
+_log = logging.getLogger("resty_upstream.failover")
+
+
+_new_tuple = tuple.__new__
+_NONE_TRIED: Final[frozenset[Target]] = frozenset()
+
+
+class Info(NamedTuple):
+    """Where a connection went."""
+
+    host: Host
+    pool: Pool
+    attempts: tuple[Attempt, ...]
+    """All attempts of this call, the one that succeeded last."""
+    last_resort: bool
+    """Whether the host was thought to be down, and tried because nothing else was left."""
+
+
+class Attempt:
+    """One try at one host; a context manager around the work.
+
+    An exception that counts as the host's failure is swallowed, and the loop goes on with the next host.
+    So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_began",
+        "_handled",
+        "_prober",
+        "bounded",
+        "duration_s",
+        "error",
+        "host",
+        "last_resort",
+        "outcome",
+        "pool",
+        "target",
+        "timeout_s",
+    )
+
+    pool: Pool
+    host: Host
+    timeout_s: float
+    """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
+    outcome: Outcome
+    """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
+    error: BaseException | None
+    duration_s: float
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        target: Target,
+        began: float,
+        left_s: float,
+        prober: str = "",
+        last_resort: bool = False,
+    ) -> None:
+        self._attempts = attempts
+        self.target = target
+        self._began = began
+        self._prober = prober
+        self._handled: BaseException | None = None
+        self.last_resort = last_resort
+        self.pool = target.pool
+        self.host = target.host
+        self.timeout_s = target.timeout_s if target.timeout_s < left_s else left_s
+        self.outcome = ""
+        self.error = None
+        self.duration_s = 0.0
+        self.bounded = False
+        """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
+
+    def __repr__(self) -> str:
+        return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
+
+    @property
+    def info(self) -> Info:
+        """Where the connection goes, with all attempts of the call up to now."""
+        # As Info(…), in half the time.
+        return _new_tuple(Info, (self.host, self.pool, tuple(self._attempts.log), self.last_resort))
+
+    def __enter__(self) -> Host:
+        # What the caller was handling when it called is not this attempt's doing.
+        self._handled = sys.exception()
+        return self.host
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        now = self._attempts.now()
+        self.duration_s = now - self._began
+        if error is None:
+            self.outcome = "ok"
+            self._attempts.done = True
+            if not self.target.spotless:
+                self._attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
+            return False
+        return self._failed(error, now)
+
+    def _failed(self, error: BaseException, now: float) -> bool:
+        verdict = self._judge(error)
+        self.error = error
+        self.outcome = "failed" if verdict.counts else "ignored"
+        attempts, prober = self._attempts, self._prober
+        if verdict.counts:
+            attempts.answered_badly |= verdict.answered
+            wall, jitter = time.time(), 2 * random() - 1
+            fact = Failure(now, self._began, wall, jitter, verdict.reason, prober)
+            attempts.context.observe(self.target, fact, probe=bool(prober))
+        elif prober:
+            attempts.context.observe(self.target, Release(now, prober), probe=True)
+        _log.debug(
+            "attempt at pool %s, host %s: %s (%s)", self.pool.id, self.host.id, self.outcome, verdict.reason
+        )
+        attempts.done = not verdict.next_host
+        return verdict.next_host
+
+    def _judge(self, error: BaseException) -> Verdict:
+        verdict = classify(error, unix=self.host.host.startswith("unix:"), handled=self._handled)
+        if not verdict.timed_out:
+            return verdict
+        if self.duration_s < 0.9 * self.timeout_s:
+            return _CALLERS_TIMEOUT
+        if self.timeout_s < 0.99 * self.target.timeout_s:
+            return _CUT_SHORT
+        if self.bounded and self.duration_s > 2 * self.timeout_s + 1.0:
+            return _PAUSED
+        return verdict
+
+
+class Attempts(Iterator[Attempt]):
+    """The hosts of one request, each as an :class:`Attempt`, until one succeeds.
+
+    :raises NoHostAvailable: out of the iteration, when no host is left or the deadline is over; the last
+        failure is its cause.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_current",
+        "_deadline",
+        "_key",
+        "_snapshot",
+        "answered_badly",
+        "context",
+        "done",
+        "log",
+        "now",
+    )
+
+    def __init__(self, context: RequestContext, key: Key | None) -> None:
+        self.context = context
+        self.now = context.now
+        self.log: list[Attempt] = []
+        self.done = False
+        self.answered_badly = False
+        self._key = key
+        self._choices: Iterator[Choice] | None = None
+        self._current: Attempt | None = None
+        self._snapshot = EMPTY
+        self._deadline = 0.0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Attempt:
+        now = self.now()
+        attempt = self._first(now) if self._current is None and not self.done else self._another(now)
+        self._current = attempt
+        self.log.append(attempt)
+        return attempt
+
+    def _first(self, now: float) -> Attempt:
+        context = self.context
+        upstream = context.upstream
+        self._snapshot = snapshot = upstream.replica.snapshot()
+        total_s = upstream.total_timeout_s
+        self._deadline = now + total_s
+        plan = snapshot.untroubled
+        if plan is not None and not context.failed:
+            # Nothing to consider: what `choices` would offer first, without making it.
+            target = plan.pick(self._work_out_key, _NONE_TRIED)
+            if target is not None:
+                return Attempt(self, target, now, total_s)
+        return self._another(now)
+
+    def _another(self, now: float) -> Attempt:
+        if self.done:
+            raise StopIteration
+        current = self._current
+        if current is not None and not current.outcome:
+            raise RuntimeError("each attempt must be used as a context manager: `with attempt as host:`")
+        left_s = self._deadline - now
+        if self._choices is None:
+            self._choices = self._remaining(set() if current is None else {current.target})
+        choice = next(self._choices, None) if left_s > 0 else None
+        if choice is None:
+            self._give_up(deadline_over=left_s <= 0)
+        return Attempt(self, choice.target, now, left_s, choice.prober, choice.last_resort)
+
+    def _remaining(self, tried: set[Target]) -> Iterator[Choice]:
+        upstream = self.context.upstream
+        return choices(
+            self._snapshot,
+            key=self._work_out_key,
+            tried=tried | self.context.excluded(self._snapshot),
+            now=self.now,
+            claim=upstream.replica.claim,
+            last_resort=upstream.last_resort,
+        )
+
+    def _work_out_key(self) -> Key | None:
+        return self._key if self._key is not None else self.context.key()
+
+    def _give_up(self, *, deadline_over: bool) -> NoReturn:
+        self.done = True
+        raise self._verdict(deadline_over) from self._cause()
+
+    def _cause(self) -> BaseException | None:
+        failures = [attempt.error for attempt in self.log if attempt.error is not None]
+        return failures[-1] if failures else self.context.upstream.replica.trouble
+
+    def _verdict(self, deadline_over: bool) -> NoHostAvailable:
+        upstream = self.context.upstream
+        why = "the deadline is over" if deadline_over else "no host is available"
+        tried = ", ".join(f"{a.pool.id}/{a.host.id}: {_brief(a.error)}" for a in self.log[-5:])
+        more = f" (the last 5 of {len(self.log)})" if len(self.log) > 5 else ""
+        message = f"upstream {upstream.id}: {why}" + (f" after {tried}{more}" if tried else "")
+        return NoHostAvailable(message, self.log, 502 if self.answered_badly else 504)
+
+
+# ── what an exception says about a host ───────────────────────────────────────────────────────
+
+
+class Verdict(NamedTuple):
+    """What a failed attempt means."""
+
+    counts: bool
+    """Whether it counts against the host."""
+    next_host: bool
+    """Whether another host may do better."""
+    reason: str
+    """A few words: an errno's name, or the kind of failure."""
+    answered: bool = False
+    """Whether the host was reached, and answered badly."""
+    timed_out: bool = False
+    """Whether it is a timeout of this process, not one that the kernel reported."""
+
+
+_OURS_ERRNO: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EADDRINUSE}
+)
+_ROUTE_ERRNO: Final = frozenset(
+    {errno.ENETUNREACH, errno.ENETDOWN, errno.EACCES, errno.EPERM, errno.EINVAL, errno.EAFNOSUPPORT}
+)
+_UNREACHED_ERRNO: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ETIMEDOUT,
+        errno.EHOSTUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETRESET,
+        errno.ECONNABORTED,
+    }
+)
+_BROKEN_ERRNO: Final = frozenset(
+    {errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN, errno.ENOTCONN, errno.EPROTO, errno.EBADMSG}
+)
+# A unix socket: missing, stale, not a socket, or with a full queue (which TCP reports as a timeout).
+_UNIX_ERRNO: Final = frozenset({errno.ENOENT, errno.ENOTSOCK, errno.ENOTDIR, errno.EAGAIN, errno.EPROTOTYPE})
+
+_NO_SUCH_NAME: Final = frozenset(
+    getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
+)
+# Exceptions by which a client says that its own pool of connections is exhausted.
+_POOL_TIMEOUTS: Final = frozenset(
+    {"PoolTimeout", "EmptyPoolError", "ClosedPoolError", "FullPoolError", "TooManyRequests", "MaxConnectionsError"}
+)
+_MISUSES: Final = ("InvalidURL", "ImproperConnectionState", "NotConnected", "UnimplementedFileMode")
+
+_UNCLASSIFIED: Final = Verdict(counts=False, next_host=False, reason="unclassified")
+_TIMED_OUT: Final = Verdict(counts=True, next_host=True, reason="timed out", timed_out=True)
+_CALLERS_TIMEOUT: Final = Verdict(counts=False, next_host=False, reason="the caller's own deadline")
+_CUT_SHORT: Final = Verdict(counts=False, next_host=True, reason="cut short by the deadline of all attempts")
+_PAUSED: Final = Verdict(counts=False, next_host=True, reason="timed out while this process was paused")
+
+_DEPTH: Final = 64  # exceptions that are looked at, whatever is linked to whatever
+_ERRNO_IN_TEXT: Final = re.compile(r"\[Errno (\d{1,5})\]")
+
+
+def classify(error: BaseException, *, unix: bool = False, handled: BaseException | None = None) -> Verdict:
+    """What ``error``, raised inside an attempt, says about the host.
+
+    Clients wrap the cause two to four levels deep, so everything linked to the error is looked at
+    (``__cause__``, ``__context__``, ``reason``, ``os_error``, ``args``, exception groups). What says that
+    this machine is to blame wins wherever it is; otherwise the innermost cause that says anything.
+
+    :param unix: the host is a unix socket.
+    :param handled: an exception that was there before the attempt; it and what is behind it do not count.
+    """
+    if not isinstance(error, Exception):
+        return Verdict(counts=False, next_host=False, reason=type(error).__name__)
+    verdicts = [_verdict_on(cause, unix=unix) for cause in _causes(error, handled)]
+    said = [verdict for verdict in verdicts if verdict is not None]
+    ours = [verdict for verdict in said if not verdict.counts and not verdict.next_host]
+    if ours:
+        return ours[0]
+    if not said:
+        return _UNCLASSIFIED._replace(reason=f"unclassified: {type(error).__name__}")
+    return said[-1]
+
+
+def _causes(error: BaseException, handled: BaseException | None) -> list[BaseException]:
+    """``error`` and all that is linked to it, the outermost first."""
+    found: list[BaseException] = []
+    seen = {id(handled)}
+    level: list[BaseException] = [error]
+    while level and len(found) < _DEPTH:
+        fresh = []
+        for exception in level:
+            if id(exception) not in seen:
+                seen.add(id(exception))
+                fresh.append(exception)
+        found += fresh
+        level = [link for exception in fresh for link in _links(exception)]
+    return found[:_DEPTH]
+
+
+def _links(error: BaseException) -> list[BaseException]:
+    linked: list[object] = [error.__context__, error.__cause__]
+    for name in ("reason", "os_error"):
+        try:
+            linked.append(getattr(error, name, None))
+        except Exception:  # noqa: S112 - a property of a foreign class may do anything
+            continue
+    linked += error.args[:_DEPTH]
+    if isinstance(error, BaseExceptionGroup):
+        linked += error.exceptions[:_DEPTH]
+    return [link for link in linked if isinstance(link, BaseException)]
+
+
+def _verdict_on(error: BaseException, *, unix: bool) -> Verdict | None:
+    """What one exception says by itself; None when it says nothing."""
+    if isinstance(error, socket.gaierror):
+        return _verdict_on_lookup(error)
+    if _is(error, "ssl", "SSLError"):  # an OSError whose errno is not one
+        return Verdict(counts=True, next_host=True, reason=f"TLS: {type(error).__name__}", answered=True)
+    if isinstance(error, OSError) and not isinstance(error, socket.herror):
+        return _verdict_on_errno(error, unix=unix)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    ):
+        return Verdict(counts=False, next_host=False, reason=type(error).__name__)
+    if type(error).__name__ in _POOL_TIMEOUTS:
+        return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
+    if isinstance(error, EOFError) or (
+        _is(error, "http.client", "HTTPException") and not _is(error, "http.client", *_MISUSES)
+    ):
+        return Verdict(counts=True, next_host=True, reason=type(error).__name__, answered=True)
+    return None
+
+
+def _verdict_on_errno(error: OSError, *, unix: bool) -> Verdict | None:
+    number = error.errno
+    if number is None:
+        if isinstance(error, TimeoutError):
+            return _TIMED_OUT
+        if type(error).__name__ in _POOL_TIMEOUTS:
+            return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
+        # asyncio puts several failures into one text: "Multiple exceptions: [Errno 111] …, [Errno 111] …"
+        match = _ERRNO_IN_TEXT.search(str(error))
+        if match is None:
+            return None
+        number = int(match[1])
+    reason = errno.errorcode.get(number, f"errno {number}")
+    if number in _OURS_ERRNO:
+        return Verdict(counts=False, next_host=False, reason=reason)
+    if number in _ROUTE_ERRNO:
+        return Verdict(counts=False, next_host=True, reason=reason)
+    if number in _UNREACHED_ERRNO or (unix and number in _UNIX_ERRNO):
+        return Verdict(counts=True, next_host=True, reason=reason)
+    if number in _BROKEN_ERRNO:
+        return Verdict(counts=True, next_host=True, reason=reason, answered=True)
+    return None
+
+
+def _verdict_on_lookup(error: socket.gaierror) -> Verdict:
+    if error.errno in _NO_SUCH_NAME:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as local:  # the resolver could not open its socket, and said "no such name"
+            reason = errno.errorcode.get(local.errno or 0, "no descriptor left")
+            return Verdict(counts=False, next_host=False, reason=reason)
+        return Verdict(counts=True, next_host=True, reason="no such name")
+    if error.errno == socket.EAI_MEMORY:
+        return Verdict(counts=False, next_host=False, reason="EAI_MEMORY")
+    return Verdict(counts=False, next_host=True, reason="the name could not be looked up")
+
+
+def _is(error: BaseException, module: str, *names: str) -> bool:
+    """``isinstance`` for classes of a module that may not be imported, without importing it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and any(isinstance(error, getattr(loaded, name, ())) for name in names)
+
+
+def _brief(error: BaseException | None) -> str:
+    if error is None:
+        return "nothing"
+    text = str(error)
+    text = text if len(text) <= 120 else text[:117] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

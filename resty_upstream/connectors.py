@@ -1,0 +1,525 @@
+"""How a client is connected to the host of an attempt.
+
+What ``connect`` accepts: nothing (a new socket), a ``socket.socket``, an ``http.client.HTTPConnection``, any
+object with ``connect(host, port)`` and ``set_timeout(seconds)`` or ``settimeout(seconds)``, a callable
+``(host, port, timeout_s)``, and whatever was added with :func:`register_connector`. ``aconnect`` accepts the
+same, with coroutines where something waits.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
+
+if TYPE_CHECKING:
+    import asyncio
+    import http.client
+
+    from resty_upstream.attempts import Attempt, Info
+    from resty_upstream.model import Host
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Connected(NamedTuple, Generic[T_co]):
+    """A connected client, and where it is connected to."""
+
+    client: T_co
+    info: Info
+
+
+class Connectable(Protocol):
+    """A client that connects itself, as the modules of lua-resty do.
+
+    It must also have ``set_timeout(seconds)`` or ``settimeout(seconds)``.
+    """
+
+    def connect(self, host: Any, port: Any = ..., /) -> object:
+        """Connect, or raise."""
+        ...
+
+
+Connector = Callable[[Any, "Attempt"], Any]
+AsyncConnector = Callable[[Any, "Attempt"], Awaitable[Any]]
+
+_ACCEPTED: Final = (
+    "connect accepts nothing, a socket.socket, an http.client.HTTPConnection, an object with connect(host, port) "
+    "and set_timeout or settimeout, a callable (host, port, timeout_s), or a type added with register_connector"
+)
+
+
+# ── the registry ──────────────────────────────────────────────────────────────────────────────
+
+
+def register_connector(
+    kind: type, connect: Connector | None = None, *, aconnect: AsyncConnector | None = None
+) -> None:
+    """Teach ``connect`` and ``aconnect`` a type of client, subclasses included.
+
+    :param connect: ``connect(client, attempt)`` connects the client to ``attempt.host.host`` and
+        ``attempt.host.port`` within ``attempt.timeout_s`` seconds, returns what the caller of ``connect`` is to
+        get, and raises what went wrong. It is called again with the same client when that failed.
+    :param aconnect: the same for ``aconnect``: a coroutine function.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"register_connector takes a class, not {kind!r}")
+    for registry, connector in ((_sync, connect), (_async, aconnect)):
+        if connector is not None:
+            registry.register(kind, _answering(connector))
+
+
+def _answering(value: Any) -> Callable[[Any], Any]:
+    return lambda _client: value
+
+
+@functools.singledispatch
+def _sync(client: object) -> Connector:
+    if _connects_itself(client):
+        return _connect_object
+    if callable(client):
+        return _connect_callable
+    raise TypeError(f"{_ACCEPTED}; not {type(client).__name__}")
+
+
+@functools.singledispatch
+def _async(client: object) -> AsyncConnector:
+    if _connects_itself(client):
+        return _aconnect_object
+    if callable(client):
+        return _aconnect_callable
+    raise TypeError(f"{_ACCEPTED}; not {type(client).__name__}")
+
+
+def find(client: object) -> Connector:
+    """How to connect ``client``.
+
+    :raises TypeError: saying what is accepted.
+    """
+    if type(client) in _FUNCTIONS:
+        return _connect_callable
+    _register_loaded()
+    return _sync(client)
+
+
+def find_async(client: object) -> AsyncConnector:
+    """How to connect ``client`` in a coroutine.
+
+    :raises TypeError: saying what is accepted.
+    """
+    if type(client) in _FUNCTIONS:
+        return _aconnect_callable
+    _register_loaded()
+    return _async(client)
+
+
+_FUNCTIONS: Final = frozenset({FunctionType, MethodType, BuiltinFunctionType, functools.partial})
+
+
+def _register_loaded() -> None:
+    """Register types of modules that are not imported before someone else does."""
+    if not _lazy:
+        return
+    for module, register in list(_lazy.items()):
+        if module in sys.modules:
+            register()
+            _lazy.pop(module, None)
+
+
+def _register_http_client() -> None:
+    from http.client import HTTPConnection
+
+    register_connector(HTTPConnection, _connect_http, aconnect=_refuse_async_http)
+
+
+def _register_ssl() -> None:
+    from ssl import SSLSocket
+
+    register_connector(SSLSocket, _refuse_ssl, aconnect=_refuse_ssl)
+
+
+_lazy: Final = {"http.client": _register_http_client, "ssl": _register_ssl}
+
+
+# ── callables, and objects that connect themselves ────────────────────────────────────────────
+
+
+def _connect_callable(client: Any, attempt: Attempt) -> Any:
+    host = attempt.host
+    result = client(host.host, host.port, attempt.timeout_s)
+    if type(result) is CoroutineType:
+        result.close()
+        raise TypeError(f"{client!r} is a coroutine function: use `await …aconnect(…)`")
+    return result
+
+
+async def _aconnect_callable(client: Any, attempt: Attempt) -> Any:
+    from asyncio import timeout
+
+    host = attempt.host
+    result = client(host.host, host.port, attempt.timeout_s)
+    if not inspect.isawaitable(result):
+        raise TypeError(f"{client!r} returned {type(result).__name__}, not an awaitable: use connect for it")
+    async with timeout(attempt.timeout_s):
+        return await result
+
+
+def _connects_itself(client: object) -> bool:
+    return callable(getattr(client, "connect", None)) and _timeout_setter(client) is not None
+
+
+def _timeout_setter(client: object) -> Callable[[float], object] | None:
+    for name in ("set_timeout", "settimeout"):
+        setter = getattr(client, name, None)
+        if callable(setter):
+            return cast("Callable[[float], object]", setter)
+    return None
+
+
+def _start_object(client: Any, attempt: Attempt) -> Any:
+    """Begin to connect an object; what its ``connect`` returned."""
+    set_timeout = cast("Callable[[float], object]", _timeout_setter(client))
+    set_timeout(attempt.timeout_s)
+    return client.connect(attempt.host.host, attempt.host.port)
+
+
+def _settle_object(client: Any, attempt: Attempt) -> Any:
+    """After a connection: the pool's timeout, where less was left of the deadline."""
+    if attempt.timeout_s != attempt.pool.timeout_s:
+        cast("Callable[[float], object]", _timeout_setter(client))(attempt.pool.timeout_s)
+    return client
+
+
+def _connect_object(client: Any, attempt: Attempt) -> Any:
+    result = _start_object(client, attempt)
+    if type(result) is CoroutineType:
+        result.close()
+        raise TypeError(f"connect of {type(client).__name__} is a coroutine function: use `await …aconnect(…)`")
+    return _settle_object(client, attempt)
+
+
+async def _aconnect_object(client: Any, attempt: Attempt) -> Any:
+    from asyncio import timeout
+
+    result = _start_object(client, attempt)
+    if inspect.isawaitable(result):
+        async with timeout(attempt.timeout_s):
+            await result
+    return _settle_object(client, attempt)
+
+
+# ── addresses ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Address(NamedTuple):
+    """What a socket connects to."""
+
+    family: int
+    sockaddr: Any
+
+
+@functools.lru_cache(maxsize=65_536)
+def literal_address(host: Host) -> Address | None:
+    """The address of a host that needs no look-up."""
+    path = host.unix_path
+    if path is not None:
+        return Address(socket.AF_UNIX, path)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host.host)
+        except (OSError, ValueError):
+            continue
+        return Address(family, (host.host, host.port))
+    return None
+
+
+_last_known: dict[tuple[str, int], list[Address]] = {}
+_LAST_KNOWN_LIMIT: Final = 10_000
+
+
+def _addresses_of(found: list[Any], host: Host) -> list[Address]:
+    addresses = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
+    if len(_last_known) < _LAST_KNOWN_LIMIT:
+        _last_known[host.host, host.port] = addresses
+    return addresses
+
+
+def _without_the_resolver(host: Host, error: socket.gaierror) -> list[Address]:
+    """The last known addresses, when it is the resolver that fails and not the name."""
+    known = _last_known.get((host.host, host.port))
+    if known is None or error.errno not in (socket.EAI_AGAIN, socket.EAI_FAIL):
+        raise error
+    return known
+
+
+def resolve(host: Host) -> list[Address]:
+    """The addresses of a host, looked up now unless it is one itself."""
+    address = literal_address(host)
+    if address is not None:
+        return [address]
+    try:
+        return _addresses_of(socket.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM), host)
+    except socket.gaierror as error:
+        return _without_the_resolver(host, error)
+
+
+async def aresolve(host: Host) -> list[Address]:
+    """As :func:`resolve`; the look-up runs in the loop's executor."""
+    from asyncio import get_running_loop
+
+    address = literal_address(host)
+    if address is not None:
+        return [address]
+    try:
+        found = await get_running_loop().getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return _without_the_resolver(host, error)
+    return _addresses_of(found, host)
+
+
+def _try_each(addresses: list[Address], timeout_s: float, dial: Callable[[Address, float], None]) -> None:
+    """Dial one address after the other; each may take its part of what is left of ``timeout_s``."""
+    if len(addresses) == 1:
+        dial(addresses[0], timeout_s)
+        return
+    deadline = time.monotonic() + timeout_s
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        try:
+            dial(address, max(0.001, (deadline - time.monotonic()) / left))
+            return
+        except OSError:
+            if left == 1:
+                raise
+    raise OSError(f"no address among {addresses!r}")
+
+
+# ── sockets ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _dial(_client: None, attempt: Attempt) -> socket.socket:
+    """A new socket, connected, with the pool's timeout."""
+    attempt.bounded = True
+    timeout_s = attempt.timeout_s
+    address = literal_address(attempt.host)
+    if address is not None:
+        sock = _dial_address(address, timeout_s)
+    else:
+        opened: list[socket.socket] = []
+        _try_each(resolve(attempt.host), timeout_s, lambda address, s: opened.append(_dial_address(address, s)))
+        sock = opened[0]
+    if sock.gettimeout() != attempt.pool.timeout_s:
+        sock.settimeout(attempt.pool.timeout_s)
+    return sock
+
+
+def _dial_address(address: Address, timeout_s: float) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(address.sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
+    attempt.bounded = True
+    bound = _bound_address(sock)
+
+    def dial(address: Address, timeout_s: float) -> None:
+        _fit(sock, address)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address.sockaddr)
+        except BaseException:
+            _renew(sock, sock.family, bound)
+            raise
+
+    _try_each(resolve(attempt.host), attempt.timeout_s, dial)
+    sock.settimeout(attempt.pool.timeout_s)
+    return sock
+
+
+def _fit(sock: socket.socket, address: Address) -> None:
+    if sock.type != socket.SOCK_STREAM:
+        raise TypeError("connect takes a stream socket (SOCK_STREAM)")
+    if sock.family != address.family:
+        _renew(sock, address.family, None)
+
+
+def _renew(sock: socket.socket, family: int, bound: Any) -> None:
+    """Put a fresh descriptor under a socket object, with the number and the options of the old one.
+
+    After a connect that failed or timed out a descriptor cannot be used again: the next connect gives
+    ECONNABORTED or EALREADY.
+    """
+    with socket.socket(family, sock.type) as fresh:
+        _copy_options(sock, fresh)
+        number = sock.fileno()
+        os.dup2(fresh.fileno(), number, inheritable=os.get_inheritable(number))
+    # The object learns of its new family; its descriptor keeps its number.
+    socket.socket.__init__(sock, family, socket.SOCK_STREAM, 0, fileno=number)
+    if bound is not None:
+        sock.bind(bound)
+
+
+def _bound_address(sock: socket.socket) -> Any:
+    """The local address that a socket not yet connected was bound to; None where it was not."""
+    name = sock.getsockname()
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return None if name[1] == 0 and name[0] in ("0.0.0.0", "::") else name  # noqa: S104 - compared, not bound
+    return name or None
+
+
+_OPTIONS: Final = tuple(
+    (getattr(socket, level), getattr(socket, name))
+    for level, names in {
+        "SOL_SOCKET": "SO_KEEPALIVE SO_REUSEADDR SO_REUSEPORT SO_LINGER SO_RCVBUF SO_SNDBUF SO_PRIORITY SO_MARK "
+        "SO_OOBINLINE SO_BINDTODEVICE SO_RCVLOWAT SO_BUSY_POLL",
+        "IPPROTO_TCP": "TCP_NODELAY TCP_KEEPIDLE TCP_KEEPINTVL TCP_KEEPCNT TCP_USER_TIMEOUT TCP_SYNCNT TCP_MAXSEG "
+        "TCP_LINGER2 TCP_WINDOW_CLAMP TCP_QUICKACK TCP_CONGESTION TCP_NOTSENT_LOWAT TCP_FASTOPEN_CONNECT",
+        "IPPROTO_IP": "IP_TOS IP_TTL IP_TRANSPARENT IP_BIND_ADDRESS_NO_PORT",
+        "IPPROTO_IPV6": "IPV6_TCLASS IPV6_UNICAST_HOPS IPV6_V6ONLY",
+    }.items()
+    for name in names.split()
+    if hasattr(socket, level) and hasattr(socket, name)
+)
+_DOUBLED: Final = frozenset({socket.SO_RCVBUF, socket.SO_SNDBUF}) if sys.platform == "linux" else frozenset()
+
+
+def _copy_options(old: socket.socket, new: socket.socket) -> None:
+    """Set on ``new`` each option in which ``old`` differs from it."""
+    for level, name in _OPTIONS:
+        try:
+            value, default = old.getsockopt(level, name, 256), new.getsockopt(level, name, 256)
+            if value == default:
+                continue
+            if level == socket.SOL_SOCKET and name in _DOUBLED:  # Linux reports twice what was set
+                new.setsockopt(level, name, int.from_bytes(value, sys.byteorder) // 2)
+            else:
+                new.setsockopt(level, name, value)
+        except OSError:
+            continue  # not an option of this family
+
+
+# ── asyncio ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def _aconnect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    from asyncio import open_connection, timeout
+
+    async with timeout(attempt.timeout_s):
+        sock = await _adial(attempt)
+        try:
+            return await open_connection(sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+
+async def _adial(attempt: Attempt) -> socket.socket:
+    attempt.bounded = True
+    addresses = await aresolve(attempt.host)
+    if len(addresses) == 1:
+        return await _adial_address(addresses[0])
+    return await _atry_each(addresses, attempt.timeout_s, _adial_address)
+
+
+async def _adial_address(address: Address) -> socket.socket:
+    from asyncio import get_running_loop
+
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await get_running_loop().sock_connect(sock, address.sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+T = TypeVar("T")
+
+
+async def _atry_each(addresses: list[Address], timeout_s: float, dial: Callable[[Address], Awaitable[T]]) -> T:
+    """As :func:`_try_each`."""
+    from asyncio import timeout
+
+    deadline = time.monotonic() + timeout_s
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        try:
+            async with timeout(max(0.001, (deadline - time.monotonic()) / left)):
+                return await dial(address)
+        except OSError:
+            if left == 1:
+                raise
+    raise OSError(f"no address among {addresses!r}")
+
+
+async def _aconnect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
+    from asyncio import get_running_loop, timeout
+
+    attempt.bounded = True
+    loop = get_running_loop()
+    bound = _bound_address(sock)
+
+    async def dial(address: Address) -> socket.socket:
+        _fit(sock, address)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, address.sockaddr)
+        except BaseException:
+            _renew(sock, sock.family, bound)
+            sock.setblocking(False)
+            raise
+        return sock
+
+    async with timeout(attempt.timeout_s):
+        return await _atry_each(await aresolve(attempt.host), attempt.timeout_s, dial)
+
+
+# ── http.client, ssl ──────────────────────────────────────────────────────────────────────────
+
+
+def _connect_http(connection: http.client.HTTPConnection, attempt: Attempt) -> http.client.HTTPConnection:
+    """Connect to the host; the connection's own name stays in ``Host`` and in certificate checks.
+
+    ``auto_open`` is turned off: http.client would open a lost connection again by that name, past the pools.
+    """
+    connection.close()
+    connection.auto_open = 0
+    # The hook through which http.client makes its socket; tunnel, TLS and TCP_NODELAY stay its own work.
+    hooked = cast("Any", connection)
+    hooked._create_connection = lambda *_args, **_kwargs: _dial(None, attempt)
+    try:
+        connection.connect()
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        del hooked._create_connection
+    if isinstance(connection.timeout, int | float):
+        connection.sock.settimeout(connection.timeout)
+    return connection
+
+
+def _refuse_async_http(_connection: object, _attempt: object) -> NoReturn:
+    raise TypeError("http.client is synchronous: use connect, or an asynchronous client with aconnect")
+
+
+def _refuse_ssl(_sock: object, _attempt: object) -> NoReturn:
+    raise TypeError(
+        "an ssl.SSLSocket cannot be connected a second time: pass a callable that connects and wraps, "
+        "(host, port, timeout_s) -> context.wrap_socket(socket.create_connection(…), server_hostname=…)"
+    )
+
+
+register_connector(type(None), _dial, aconnect=_aconnect_streams)
+register_connector(socket.socket, _connect_socket, aconnect=_aconnect_socket)

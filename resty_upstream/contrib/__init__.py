@@ -1,0 +1,1 @@
+"""Plugins for frameworks, each over the public API alone."""

@@ -1,0 +1,107 @@
+"""Every error that this library raises on purpose.
+
+::
+
+    UpstreamError
+    ├── InvalidConfig (ValueError)        what was given is wrong; .problems names each path
+    │   ├── MethodNotFound                no balancing method of that name
+    │   ├── PoolExists                    a pool of that id is there already
+    │   └── HostExists                    a host of that id is in the pool already
+    ├── UpstreamNotFound (KeyError)       no upstream of that name is configured
+    ├── PoolNotFound (LookupError)
+    ├── HostNotFound (LookupError)
+    ├── NoHostAvailable (ConnectionError) every host that could be tried failed; .attempts, .status_hint
+    └── StoreError                        the shared store; never raised out of a request
+        ├── StoreUnavailable              it cannot be reached, written or trusted
+        │   └── StoreBusy                 another process held it for too long
+        └── StoreFormatError              it holds something that this version cannot read
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resty_upstream.attempts import Attempt
+
+
+class UpstreamError(Exception):
+    """The root of all errors of this library."""
+
+
+class InvalidConfig(UpstreamError, ValueError):
+    """Configuration that was refused as a whole.
+
+    ``problems`` holds one sentence for each thing that is wrong, each beginning with its path
+    (``pools.primary.hosts.a.port must be …``); the message joins them.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class MethodNotFound(InvalidConfig):
+    """No balancing method is registered under that name."""
+
+
+class PoolExists(InvalidConfig):
+    """A pool of that id exists already."""
+
+
+class HostExists(InvalidConfig):
+    """A host of that id exists already in the pool."""
+
+
+class UpstreamNotFound(UpstreamError, KeyError):
+    """No upstream of that name is configured."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
+
+
+class PoolNotFound(UpstreamError, LookupError):
+    """No pool has that id."""
+
+
+class HostNotFound(UpstreamError, LookupError):
+    """No host of the pool has that id."""
+
+
+class NoHostAvailable(UpstreamError, ConnectionError):
+    """No host could serve: each that may be tried was tried, or the deadline is over.
+
+    ``attempts`` holds what was tried, in order; the last failure is also the ``__cause__``.
+    ``status_hint`` is the HTTP status a gateway would answer with: 502 when a host answered but
+    badly, 504 when none could be reached.
+    """
+
+    attempts: tuple[Attempt, ...]
+    status_hint: int
+
+    def __init__(self, message: str, attempts: Sequence[Attempt] = (), status_hint: int = 504) -> None:
+        super().__init__(message)
+        self.attempts = tuple(attempts)
+        self.status_hint = status_hint
+
+
+class StoreError(UpstreamError):
+    """Something is wrong with the shared store."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached or written, or is not safe to use."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Another process or thread held the store for longer than this call may wait."""
+
+
+class StoreFormatError(StoreError):
+    """The store holds data that this version of the library cannot read."""

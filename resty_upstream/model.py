@@ -1,0 +1,492 @@
+"""Pools and hosts as frozen values, and the one place where what a person wrote is checked.
+
+Three forms of the same thing:
+
+* *options*: what a caller passes (``timeout="250ms"``, ``port="80"``): anything may be in there;
+* :class:`Pool` and :class:`Host`: checked, frozen, in the units of the options;
+* *plain dicts*: what :meth:`Upstream.get_pools` returns: options again, with the health of each host.
+
+Each option's type, bounds and the words of its error message stand once, on the struct's field.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from resty_upstream.errors import InvalidConfig, StoreFormatError
+
+FORMAT_VERSION: Final = 1
+_YEAR_S: Final = 365 * 86_400
+
+
+Milliseconds = Annotated[
+    float,
+    Meta(
+        description="a number of milliseconds above 0, up to a year, a timedelta, or text like '250ms'",
+        gt=0,
+        le=_YEAR_S * 1000,
+    ),
+]
+Seconds = Annotated[
+    float,
+    Meta(
+        description="a number of seconds above 0, up to a year, a timedelta, or text like '10s'",
+        gt=0,
+        le=_YEAR_S,
+    ),
+]
+Flag = Annotated[bool, Meta(description="true or false")]
+Count = Annotated[int, Meta(description="a number from 0 to 1000000", ge=0, le=1_000_000)]
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """One address of a pool."""
+
+    id: str
+    host: Annotated[
+        str,
+        Meta(description="a host name, an IP address (without a port), or 'unix:/absolute/path'"),
+    ]
+    port: Annotated[int, Meta(description="a number from 1 to 65535", ge=1, le=65_535)] = 80
+    weight: Count = 0
+    """The host's share of the pool's traffic; 0 gets none while a host with a weight is available."""
+
+    @property
+    def unix_path(self) -> str | None:
+        """The path of the socket, for a host given as ``unix:/path``."""
+        return self.host[5:] if self.host.startswith("unix:") else None
+
+
+class Pool(Struct, frozen=True, kw_only=True):
+    """Hosts that are balanced together."""
+
+    id: str
+    up: Flag = True
+    method: Annotated[str, Meta(description="the name of a balancing method")] = "round_robin"
+    timeout: Milliseconds = 2000
+    """Milliseconds that one attempt at one host may take."""
+    priority: Annotated[int, Meta(description="a whole number", ge=-(2**31), le=2**31)] = 0
+    """Lower is tried first; ties keep the order in which the pools were created."""
+    max_fails: Count = 3
+    """Consecutive failures that take a host down; 0 never does (as ``max_fails=0`` in nginx)."""
+    failed_timeout: Seconds = 10
+    """Seconds that a failed host is left alone, doubled for each failed probe in a row."""
+    failed_timeout_max: Seconds = 60
+    """Seconds up to which ``failed_timeout`` is doubled; never below ``failed_timeout``."""
+    hosts: tuple[Host, ...] = ()
+
+    @property
+    def timeout_s(self) -> float:
+        """``timeout`` in seconds."""
+        return self.timeout / 1000
+
+    def find(self, host_id: str) -> Host | None:
+        """The host of that id."""
+        return next((host for host in self.hosts if host.id == host_id), None)
+
+
+class GivenHealth(Struct, frozen=True, kw_only=True):
+    """The health of a host as plain dicts carry it."""
+
+    up: Flag = True
+    failcount: Count = 0
+    """Consecutive failures."""
+    lastfail: Annotated[float, Meta(description="a number of seconds since 1970, or 0", ge=0, le=1e12)] = 0
+    """Epoch seconds of the last failure; 0 is none."""
+
+
+Pools = tuple[Pool, ...]
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """The configuration document of one upstream, as the store keeps it."""
+
+    version: int = FORMAT_VERSION
+    clock: str
+    """Which clock the times in the host records belong to (one boot of the machine)."""
+    secret: str
+    """Hex; keys the consistent hash, the same in every process."""
+    pools: Pools = ()
+    declared: Pools = ()
+    """What ``configure`` was given last: the base of the next three-way merge."""
+
+
+class Definition(NamedTuple):
+    """Checked pools, with the health that was written beside some of their hosts."""
+
+    pools: Pools
+    health: Mapping[str, GivenHealth]
+    """By :func:`record_key`; only hosts for which any of ``up, failcount, lastfail`` was given."""
+
+
+def record_key(pool_id: str, host_id: str) -> str:
+    """The key of a host's record in the store (ids hold no control characters)."""
+    return f"{pool_id}\x1f{host_id}"
+
+
+# ── the store's form ──────────────────────────────────────────────────────────────────────────
+
+
+def encode_config(config: Config) -> bytes:
+    """The document as JSON."""
+    return msgspec.json.encode(config)
+
+
+def decode_config(data: bytes) -> Config:
+    """The document of :func:`encode_config`.
+
+    :raises StoreFormatError: when it is damaged, or was written by a newer version.
+    """
+    try:
+        config = _config_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreFormatError(f"the stored configuration cannot be read: {error}") from error
+    if config.version != FORMAT_VERSION:
+        raise StoreFormatError(
+            f"the stored configuration has format version {config.version}, "
+            f"this release reads version {FORMAT_VERSION}"
+        )
+    return config
+
+
+_config_decoder = msgspec.json.Decoder(Config)
+
+
+# ── durations ─────────────────────────────────────────────────────────────────────────────────
+
+_UNITS_S: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
+_IN_MILLISECONDS: Final = frozenset({"timeout"})
+_IN_SECONDS: Final = frozenset({"failed_timeout", "failed_timeout_max"})
+
+
+def parse_duration_s(value: object, path: str, *, bare: str) -> float:
+    """``value`` (a number of ``bare`` units, text with a unit, or a timedelta) in seconds.
+
+    :raises InvalidConfig: naming ``path``.
+    """
+    kind = Milliseconds if bare == "ms" else Seconds
+    problems: list[str] = []
+    converted = _convert(kind, _in_units(value, bare), value, path, problems)
+    if problems:
+        raise InvalidConfig(problems)
+    return float(converted) * _UNITS_S[bare]
+
+
+def _in_units(value: object, bare: str) -> object:
+    """A timedelta or text with a unit as a number of ``bare`` units; anything else as it is."""
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        seconds = float(match[1]) * _UNITS_S[match[2]]
+    else:
+        return value
+    return _whole_if_possible(round(seconds / _UNITS_S[bare], 9))
+
+
+def _whole_if_possible(value: Any) -> Any:
+    """What was declared as 100 is shown as 100, not as 100.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# ── addresses and ids ─────────────────────────────────────────────────────────────────────────
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]{1,30})?")
+_UNIX_PATH_BYTES: Final = 107  # sun_path of Linux, less the closing NUL
+
+
+def _address(value: object) -> str | None:
+    """The address as it will be used, or None where it is not one."""
+    if not isinstance(value, str) or _has_control_characters(value) or " " in value:
+        return None
+    if value.startswith("unix:"):
+        path = value[5:]
+        return value if path.startswith("/") and len(path.encode()) <= _UNIX_PATH_BYTES else None
+    if value.startswith("[") and value.endswith("]"):
+        value = value[1:-1]
+    if ":" in value:
+        return value if value.count(":") > 1 and _IPV6.fullmatch(value) else None
+    try:
+        ascii_name = value.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None
+    return value if len(ascii_name) <= 253 and _HOST_NAME.fullmatch(ascii_name) else None
+
+
+def _has_control_characters(text: str) -> bool:
+    return not text.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in text)
+
+
+def identifier(value: object, path: str) -> str:
+    """An id as text; whole numbers are converted.
+
+    :raises InvalidConfig: for anything but 1 to 200 characters without control characters.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        return str(value)
+    if isinstance(value, str) and 0 < len(value) <= 200 and not _has_control_characters(value):
+        return str(value)
+    raise InvalidConfig(
+        f"{path} must be 1 to 200 characters of text without control characters, or a whole number, "
+        f"not {_shown(value)}"
+    )
+
+
+# ── checking ──────────────────────────────────────────────────────────────────────────────────
+
+
+def pool_from_options(pool_id: str, options: Mapping[str, object]) -> Pool:
+    """A pool without hosts.
+
+    :raises InvalidConfig: naming every problem.
+    """
+    problems: list[str] = []
+    path = f"pools.{pool_id}"
+    if "hosts" in options:
+        problems.append(f"{path}.hosts cannot be given here: add each with add_host")
+        options = {name: value for name, value in options.items() if name != "hosts"}
+    values = _checked(Pool, options, path, problems)
+    _raise(problems)
+    return Pool(id=pool_id, **values)
+
+
+def host_from_options(
+    pool_id: str, host_id: str, options: Mapping[str, object]
+) -> tuple[Host, GivenHealth | None]:
+    """A host, and its health where it was given.
+
+    :raises InvalidConfig: naming every problem.
+    """
+    problems: list[str] = []
+    host, health = _host(host_id, options, f"pools.{pool_id}.hosts.{host_id}", problems)
+    _raise(problems)
+    if host is None:  # pragma: no cover - a host is missing only where there is a problem
+        raise InvalidConfig(f"pools.{pool_id}.hosts.{host_id} could not be read")
+    return host, health
+
+
+def pools_from_dicts(given: object) -> Definition:
+    """Pools and their hosts, checked as a whole.
+
+    :param given: pools by id, each with its hosts by id, in the form of :func:`pools_to_dicts`.
+    :raises InvalidConfig: naming every problem.
+    """
+    problems: list[str] = []
+    pools: list[Pool] = []
+    health: dict[str, GivenHealth] = {}
+    for pool_id, options in _items(given, "pools", problems):
+        path = f"pools.{pool_id}"
+        if not isinstance(options, Mapping):
+            problems.append(f"{path} must be a mapping of options, not {_shown(options)}")
+            continue
+        plain = {name: value for name, value in options.items() if name != "hosts"}
+        values = _checked(Pool, plain, path, problems)
+        hosts = []
+        for host_id, host_options in _items(options.get("hosts", {}), f"{path}.hosts", problems):
+            host, given_health = _host(host_id, host_options, f"{path}.hosts.{host_id}", problems)
+            if host is not None:
+                hosts.append(host)
+            if given_health is not None:
+                health[record_key(pool_id, host_id)] = given_health
+        pools.append(Pool(id=pool_id, hosts=tuple(hosts), **values))
+    _raise(problems)
+    return Definition(tuple(pools), health)
+
+
+def pools_to_dicts(pools: Iterable[Pool], health_of: Callable[[str], GivenHealth]) -> dict[str, dict[str, Any]]:
+    """Plain dicts in the shape of lua-resty-upstream: pools by id, each with hosts by id."""
+    result = {}
+    for pool in pools:
+        options = _options(pool)
+        options["hosts"] = {
+            host.id: _options(host) | _options(health_of(record_key(pool.id, host.id))) for host in pool.hosts
+        }
+        result[pool.id] = options
+    return result
+
+
+def _options(value: Pool | Host | GivenHealth) -> dict[str, Any]:
+    return {
+        name: _whole_if_possible(getattr(value, name))
+        for name in value.__struct_fields__
+        if name not in {"id", "hosts"}
+    }
+
+
+def _items(given: object, path: str, problems: list[str]) -> Iterable[tuple[str, object]]:
+    """The (id, options) pairs of a mapping, with ids as text and each id once."""
+    if not isinstance(given, Mapping):
+        problems.append(f"{path} must be a mapping by id, not {_shown(given)}")
+        return
+    seen = set()
+    for key, options in given.items():
+        try:
+            key_text = identifier(key, f"an id in {path}")
+        except InvalidConfig as error:
+            problems.extend(error.problems)
+            continue
+        if key_text in seen:
+            problems.append(f"{path}.{key_text} is given twice")
+            continue
+        seen.add(key_text)
+        yield key_text, options
+
+
+def _host(host_id: str, options: object, path: str, problems: list[str]) -> tuple[Host | None, GivenHealth | None]:
+    if not isinstance(options, Mapping):
+        problems.append(f"{path} must be a mapping of options, not {_shown(options)}")
+        return None, None
+    health_options = {name: options[name] for name in options if name in GivenHealth.__struct_fields__}
+    host_options = {name: options[name] for name in options if name not in health_options}
+    before = len(problems)
+    values = _checked(Host, host_options, path, problems)
+    if "host" not in host_options:
+        problems.append(f"{path}.host must be given")
+    health = GivenHealth(**_checked(GivenHealth, health_options, path, problems)) if health_options else None
+    if len(problems) > before:
+        return None, None
+    return Host(id=host_id, **values), health
+
+
+class _Option(NamedTuple):
+    type: Any
+    phrase: str
+
+
+def _option_table(kind: type[Struct]) -> dict[str, _Option]:
+    return {
+        field.name: _Option(field.type, get_args(field.type)[1].description)
+        for field in msgspec.structs.fields(kind)
+        if get_args(field.type)[1:] and isinstance(get_args(field.type)[1], Meta)
+    }
+
+
+_OPTIONS: Final[dict[type[Struct], dict[str, _Option]]] = {
+    kind: _option_table(kind) for kind in (Pool, Host, GivenHealth)
+}
+
+
+def _checked(kind: type[Struct], given: Mapping[Any, object], path: str, problems: list[str]) -> dict[str, Any]:
+    """The options of ``given`` converted to the types of ``kind``; what is wrong goes to ``problems``."""
+    table = _OPTIONS[kind]
+    values = {}
+    for name, value in given.items():
+        option = table.get(name) if isinstance(name, str) else None
+        if option is None:
+            known = table | (_OPTIONS[GivenHealth] if kind is Host else {})
+            problems.append(f"{path}.{_plain(name)} is not an option: options are {', '.join(known)}")
+            continue
+        plain = value
+        if name in _IN_MILLISECONDS:
+            plain = _in_units(value, "ms")
+        elif name in _IN_SECONDS:
+            plain = _in_units(value, "s")
+        elif name == "host":
+            plain = _address(value)
+        values[name] = _convert(option.type, plain, value, f"{path}.{name}", problems)
+    return values
+
+
+def _convert(kind: Any, value: object, given: object, path: str, problems: list[str]) -> Any:
+    """``value`` as ``kind``; numbers may be text. A problem shows what was ``given``."""
+    base, meta = get_args(kind)[:2]
+    try:
+        converted = msgspec.convert(value, kind, strict=base is bool)
+        if isinstance(converted, float) and not math.isfinite(converted):
+            raise ValueError("not finite")
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError):
+        problems.append(f"{path} must be {meta.description}, not {_shown(given)}")
+        return None
+    return converted
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise InvalidConfig(problems)
+
+
+def _shown(value: object) -> str:
+    """A short repr: what was given may be huge, or break its own ``repr``."""
+    try:
+        text = ascii(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _plain(name: object) -> str:
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else _shown(name)
+
+
+# ── the three-way merge of configure() ────────────────────────────────────────────────────────
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_N = TypeVar("_N", bound=_Named)
+
+
+def merge(base: Pools, declared: Pools, current: Pools) -> Pools:
+    """``current``, with what differs between ``base`` and ``declared`` applied to it.
+
+    ``base`` is what was declared last time. An option that is declared as it was before keeps its
+    run-time value; one whose declaration changed takes the declared value. The same goes for the
+    presence of hosts and pools: what was removed at run time stays away until its declaration
+    changes, what was added at run time stays, what is no longer declared goes.
+    """
+    return _merge_all(base, declared, current, _merge_pool)
+
+
+def _merge_pool(base: Pool, declared: Pool, current: Pool) -> Pool:
+    hosts = _merge_all(base.hosts, declared.hosts, current.hosts, _merge_options)
+    return msgspec.structs.replace(_merge_options(base, declared, current), hosts=hosts)
+
+
+_S = TypeVar("_S", Pool, Host)
+
+
+def _merge_options(base: _S, declared: _S, current: _S) -> _S:
+    changed = {
+        name: getattr(declared, name)
+        for name in declared.__struct_fields__
+        if name != "hosts" and getattr(declared, name) != getattr(base, name)
+    }
+    return msgspec.structs.replace(current, **changed) if changed else current
+
+
+def _merge_all(
+    base: tuple[_N, ...],
+    declared: tuple[_N, ...],
+    current: tuple[_N, ...],
+    merge_one: Callable[[_N, _N, _N], _N],
+) -> tuple[_N, ...]:
+    before = {item.id: item for item in base}
+    now = {item.id: item for item in declared}
+    merged: dict[str, _N] = {}
+    for item in current:
+        if item.id not in now:
+            if item.id not in before:
+                merged[item.id] = item
+        elif item.id in before:
+            merged[item.id] = merge_one(before[item.id], now[item.id], item)
+        else:
+            merged[item.id] = now[item.id]
+    for item in declared:
+        if item.id not in merged and before.get(item.id) != item:
+            merged[item.id] = item
+    if list(now) != list(before):
+        ordered = [item.id for item in declared if item.id in merged]
+        merged = {key: merged[key] for key in [*ordered, *(k for k in merged if k not in now)]}
+    return tuple(merged.values())

@@ -1,0 +1,535 @@
+"""One process's copy of what the store says, and its way of telling the store what happened.
+
+Reading: a snapshot is decoded once per change of routing and shared by all threads. Writing: facts about
+hosts are committed together; what cannot be written now waits in a queue, one short list per host, that
+the next commit takes along. No error of the store leaves through the request path: the last snapshot
+serves, facts are applied to it in this process, and the store is tried again every second (*fail static*).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from random import Random
+from typing import Any, Final, NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError
+from resty_upstream.events import HostEvent, Listeners
+from resty_upstream.methods import is_registered
+from resty_upstream.model import (
+    Config,
+    Definition,
+    GivenHealth,
+    Host,
+    Pool,
+    Pools,
+    decode_config,
+    encode_config,
+    merge,
+    pools_to_dicts,
+    record_key,
+)
+from resty_upstream.selection import EMPTY, Snapshot, Target, build
+from resty_upstream.state import (
+    Change,
+    Fact,
+    Failure,
+    HostState,
+    Probe,
+    Rules,
+    Success,
+    added,
+    apply,
+    decode_state,
+    encode_state,
+    given,
+    rebooted,
+    shown,
+)
+from resty_upstream.stores import WAIT_S, Document, Store, View
+
+T = TypeVar("T")
+
+_PATIENCE_S: Final = 0.005  # what a request waits for the store's lock after its response
+_RETRY_S: Final = 1.0
+_CLAIM_AGAIN_S: Final = 1.0
+_BUSY_CLAIM_AGAIN_S: Final = 0.05
+
+_log = logging.getLogger("resty_upstream.store")
+
+
+class Observation(NamedTuple):
+    """A fact about the host of a target."""
+
+    target: Target
+    fact: Fact
+
+
+class Edit:
+    """A transaction on one upstream, with the store's bytes decoded."""
+
+    def __init__(self, view: View, upstream_id: str) -> None:
+        self.view = view
+        self.events: list[HostEvent] = []
+        self._upstream_id = upstream_id
+        self._config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration document."""
+        if self._config is None:
+            self._config = decode_config(self.view.config)
+        return self._config
+
+    def save(self, config: Config) -> None:
+        """Replace the configuration document."""
+        self._config = config
+        self.view.config = encode_config(config)
+
+    def state(self, pool_id: str, host_id: str) -> HostState | None:
+        """The state of a host; None when there is no such host."""
+        data = self.view.get(record_key(pool_id, host_id))
+        return None if data is None else _decode_state(data)
+
+    def put(self, pool_id: str, host_id: str, state: HostState) -> None:
+        """Write the state of a host; routing changes."""
+        self.view.put(record_key(pool_id, host_id), encode_state(state))
+        self.view.touch()
+
+    def apply(self, pool: Pool, host: Host, fact: Fact) -> HostState | None:
+        """Let a fact work on a host: write and note the event if it changes something."""
+        state = self.state(pool.id, host.id)
+        if state is None:
+            return None
+        change = apply(state, fact, Rules.of(pool))
+        if change.state is not state:
+            self.view.put(record_key(pool.id, host.id), encode_state(change.state))
+        if change.routing:
+            self.view.touch()
+        self.note(pool, host, change)
+        return change.state
+
+    def note(self, pool: Pool, host: Host, change: Change) -> None:
+        """Remember the event of a change, to be emitted after the commit."""
+        if change.event:
+            self.events.append(HostEvent(change.event, self._upstream_id, pool, host, change.reason, time.time()))
+
+
+def nothing(_edit: Edit) -> None:
+    """The transaction that only takes along what waits."""
+
+
+class Replica:
+    """The shared state of one upstream as this process knows it."""
+
+    def __init__(self, store: Store, upstream_id: str, listeners: Listeners) -> None:
+        self.store = store
+        self.id = upstream_id
+        self.now = store.now
+        self.listeners = listeners
+        self.configured: bool | None = None
+        """Whether pools were stored already when the store was first read; None until then."""
+        self._declared: Definition | None = None
+        self._declared_is_new = False
+        self._config: Config | None = None
+        self._config_data = b""
+        self._records: Mapping[str, bytes] = {}
+        self._states: dict[str, HostState] = {}  # as stored; the snapshot also has what is queued
+        self._snapshot = EMPTY
+        self._secret = b""
+        self._trouble: StoreError | None = None
+        self._complaints: set[str] = set()
+        self._queue: dict[str, list[Observation]] = {}
+        self._reset()
+        _replicas.add(self)
+
+    def _reset(self) -> None:
+        """What a process must have of its own: locks, randomness, its queue, its positions."""
+        self._pid = os.getpid()
+        self._seen: int | None = None
+        self._retry_at = float("-inf")
+        self._reload_lock = threading.Lock()
+        self._queue_lock = threading.Lock()
+        self._random = Random()
+        self._queue = {}
+        self._claim_again_at: dict[str, float] = {}
+        self._forked = True  # the next snapshot starts at positions of its own
+
+    def declare(self, definition: Definition) -> None:
+        """Have the next transaction of this process merge these pools into the stored ones."""
+        self._declared = definition
+        self._declared_is_new = True
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> Snapshot:
+        """What this process knows; as new as the store's version. Never raises for the store."""
+        version = self.store.version(self.id)
+        if version == self._seen:
+            return self._snapshot
+        return self._reload(version)
+
+    def _reload(self, version: int) -> Snapshot:
+        if self.now() < self._retry_at:
+            return self._snapshot
+        events: list[HostEvent] = []
+        # Who has nothing yet waits for the thread that is at it; the others go on with what they have.
+        if not self._reload_lock.acquire(blocking=self._snapshot is EMPTY):
+            return self._snapshot
+        try:
+            if self._seen != version:
+                self._take_in(self._settled_document(events))
+                self._seen = version
+                self._recover()
+        except StoreError as error:
+            self._suffer(error)
+        finally:
+            self._reload_lock.release()
+        self.listeners.emit(events)
+        return self._snapshot
+
+    def _settled_document(self, events: list[HostEvent]) -> Document:
+        """The document, once what this process has to say about it is in the store."""
+        document = self.store.read(self.id)
+        if self.configured is None:
+            self.configured = bool(document.config)
+        if self._must_settle(document.config):
+            events += self._transact(self._settle, _RETRY_S)[1]
+            document = self.store.read(self.id)
+        return document
+
+    def _must_settle(self, config_data: bytes) -> bool:
+        if not config_data:
+            return self._config is not None or self._declared is not None
+        config = self._decoded(config_data)
+        return config.clock != self.store.clock_id or self._to_merge(config) is not None
+
+    def _to_merge(self, config: Config) -> Definition | None:
+        """What was declared in this process and is news to the store."""
+        # Once per declaration: two releases of an application, side by side, must not undo each other for ever.
+        new = self._declared if self._declared_is_new else None
+        return new if new is not None and new.pools != config.declared else None
+
+    def _decoded(self, config_data: bytes) -> Config:
+        if self._config is None or config_data != self._config_data:
+            return decode_config(config_data)
+        return self._config
+
+    def _take_in(self, document: Document) -> None:
+        """Make the document this process's truth."""
+        config = self._decoded(document.config) if document.config else None
+        states = {
+            key: self._states[key] if data == self._records.get(key) else _decode_state(data)
+            for key, data in document.records.items()
+        }
+        for pool in config.pools if config else ():
+            self._complain_of_unknown_method(pool)
+        self._config, self._config_data = config, document.config
+        self._records, self._states = document.records, states
+        self._rebuild(config.pools if config else (), bytes.fromhex(config.secret) if config else b"")
+
+    def _rebuild(self, pools: Pools, secret: bytes) -> None:
+        """A new snapshot of the stored states, with what is queued on top."""
+        states = dict(self._states)
+        for key, observations in list(self._queue.items()):
+            if key in states:
+                for target, fact in observations:
+                    states[key] = apply(states[key], fact, Rules.of(target.pool)).state
+        previous = EMPTY if self._forked else self._snapshot
+        self._forked = False
+        self._secret = secret
+        self._snapshot = build(pools, states, random=self._random, secret=secret, previous=previous)
+
+    def _complain_of_unknown_method(self, pool: Pool) -> None:
+        if not is_registered(pool.method) and pool.method not in self._complaints:
+            self._complaints.add(pool.method)
+            _log.error(
+                "pool %s wants the method %r, which this process did not register: served by round_robin",
+                pool.id,
+                pool.method,
+            )
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, fn: Callable[[Edit], T], *, wait_s: float = WAIT_S) -> T:
+        """Run ``fn`` and whatever is queued in one transaction; then tell the listeners.
+
+        ``fn`` may run more than once, and sees the upstream as configured.
+
+        :raises StoreError: nothing of ``fn`` was stored then; what was queued still is.
+        """
+        result, events = self._transact(fn, wait_s)
+        self.listeners.emit(events)
+        return result
+
+    def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
+        queued = self._take_queue()
+
+        def work(view: View) -> tuple[T, list[HostEvent]]:
+            edit = Edit(view, self.id)
+            if self._declared_is_new or not view.has_config:
+                self._settle(edit)
+            for observations in queued.values():
+                for target, fact in observations:
+                    edit.apply(target.pool, target.host, fact)
+            return fn(edit), edit.events
+
+        try:
+            done = self.store.transact(self.id, work, wait_s=wait_s)
+        except BaseException:
+            self._put_back(queued)
+            raise
+        self._declared_is_new = False
+        return done
+
+    def _settle(self, edit: Edit) -> None:
+        """Bring the stored document up to what this process must insist on."""
+        if not edit.view.has_config:
+            self._found(edit)
+        if edit.config.clock != self.store.clock_id:
+            self._after_reboot(edit)
+        declared = self._to_merge(edit.config)
+        if declared is not None:
+            self._merge_declared(edit, declared)
+
+    def _found(self, edit: Edit) -> None:
+        """An empty store: written back from this process's copy when it has one, else begun."""
+        if self._config is None:
+            edit.save(Config(clock=self.store.clock_id, secret=secrets.token_hex(16)))
+            return
+        _log.warning("the store of upstream %s was empty: written back from this process's copy", self.id)
+        edit.save(self._config)
+        for pool in self._config.pools:
+            for host in pool.hosts:
+                state = self._states.get(record_key(pool.id, host.id)) or added(self.now())
+                edit.put(pool.id, host.id, state)
+
+    def _after_reboot(self, edit: Edit) -> None:
+        """Times of another boot mean nothing now: forget health, keep what a person did."""
+        for key in edit.view.keys():  # noqa: SIM118 - a view is not a mapping
+            data = edit.view.get(key)
+            if data is not None:
+                edit.view.put(key, encode_state(rebooted(_decode_state(data))))
+        edit.save(replace(edit.config, clock=self.store.clock_id))
+
+    def _merge_declared(self, edit: Edit, declared: Definition) -> None:
+        config = edit.config
+        pools = merge(config.declared, declared.pools, config.pools)
+        self.put_pools(edit, replace(config, pools=pools, declared=declared.pools), declared, keep=True)
+
+    def put_pools(self, edit: Edit, config: Config, definition: Definition, *, keep: bool) -> None:
+        """Save the configuration, and make the records those of its hosts.
+
+        A new host gets the health that was given with it. One that stays keeps its own; unless ``keep``,
+        what was given for it is honoured too.
+        """
+        now = self.now()
+        wanted = {record_key(p.id, h.id): (p, h) for p in config.pools for h in p.hosts}
+        before = {record_key(p.id, h.id): (p, h) for p in edit.config.pools for h in p.hosts}
+        for key in before.keys() - wanted.keys():
+            edit.view.delete(key)
+        for key, (pool, host) in wanted.items():
+            old = edit.state(pool.id, host.id) if key in before else None
+            health = definition.health.get(key)
+            if old is None:
+                state = _first_state(health, now, pool)
+            elif health is None or keep:
+                state = old
+            else:
+                state = given(old, health, now, Rules.of(pool))
+            if state is not old:
+                edit.put(pool.id, host.id, state)
+            if old is not None and old.up != state.up:
+                edit.note(pool, host, Change(state, "host_up" if state.up else "host_down", "by hand"))
+        edit.save(config)
+
+    def observe(self, observations: Iterable[Observation]) -> None:
+        """Tell the store what was seen of hosts. Never raises for the store, never waits long."""
+        current = self.snapshot().targets
+        for observation in observations:
+            if _is_news(observation, current.get(observation.target.key)):
+                self._enqueue(observation)
+        if self._queue:
+            self.flush()
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._queue)
+
+    def flush(self) -> None:
+        """Write what is queued, or let it work in this process alone until it can be written."""
+        if self._trouble is None or self.now() >= self._retry_at:
+            try:
+                self.commit(nothing, wait_s=_patience_s())
+            except StoreBusy:
+                pass
+            except StoreError as error:
+                self._suffer(error)
+            else:
+                self._recover()
+                return
+        with self._reload_lock:
+            self._rebuild(self._snapshot.pools, self._secret)
+
+    def claim(self, target: Target) -> str:
+        """Ask for the lease to probe a host: the name of its owner, or "" when it is refused."""
+        now = self.now()
+        if now < self._claim_again_at.get(target.key, float("-inf")):
+            return ""
+        prober = f"{os.getpid()}-{secrets.token_hex(6)}"
+        lease_s = max(target.timeout_s, float(target.pool.failed_timeout)) + 1.0
+        fact = Probe(now, prober, lease_s)
+        wait_s = _CLAIM_AGAIN_S
+        try:
+            state = self.commit(lambda edit: edit.apply(target.pool, target.host, fact), wait_s=_patience_s())
+            if state is not None and state.prober == prober:
+                return prober
+        except StoreBusy:
+            wait_s = _BUSY_CLAIM_AGAIN_S
+        except StoreError as error:
+            self._suffer(error)
+            self._claim_again_at[target.key] = now + lease_s  # a lease in this process alone
+            return prober
+        self._claim_again_at[target.key] = now + wait_s
+        return ""
+
+    # ── the queue ─────────────────────────────────────────────────────────────────────────────
+
+    def _enqueue(self, observation: Observation) -> None:
+        with self._queue_lock:
+            _coalesce(self._queue.setdefault(observation.target.key, []), observation)
+
+    def _take_queue(self) -> dict[str, list[Observation]]:
+        if not self._queue:
+            return {}
+        with self._queue_lock:
+            queue, self._queue = self._queue, {}
+            return queue
+
+    def _put_back(self, queue: dict[str, list[Observation]]) -> None:
+        if not queue:
+            return
+        with self._queue_lock:
+            for key, observations in self._queue.items():
+                older = queue.setdefault(key, [])
+                for observation in observations:
+                    _coalesce(older, observation)
+            self._queue = queue
+
+    # ── when the store fails ──────────────────────────────────────────────────────────────────
+
+    def _suffer(self, error: StoreError) -> None:
+        """Say once that the store fails, and serve without it."""
+        self._retry_at = self.now() + _RETRY_S
+        if self._trouble is None:
+            _log.error("StoreDegraded: %s; serving upstream %s from what is known", error, self.id)
+        self._trouble = error
+        if self._snapshot is EMPTY and self._declared is not None:
+            now = self.now()
+            for pool in self._declared.pools:
+                for host in pool.hosts:
+                    key = record_key(pool.id, host.id)
+                    self._states[key] = _first_state(self._declared.health.get(key), now, pool)
+            self._rebuild(self._declared.pools, b"")
+
+    def _recover(self) -> None:
+        self._retry_at = float("-inf")
+        if self._trouble is not None:
+            _log.warning("the store of upstream %s works again", self.id)
+            self._trouble = None
+
+    @property
+    def trouble(self) -> StoreError | None:
+        """Why the store cannot be used now; None when it can."""
+        return self._trouble
+
+    # ── for people ────────────────────────────────────────────────────────────────────────────
+
+    def read_configured(self) -> bool:
+        """Whether pools were stored when the upstream was opened.
+
+        :raises StoreError: when the store cannot be read.
+        """
+        if self.configured is None:
+            self.configured = bool(self.store.read(self.id).config)
+        return self.configured
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """All pools as plain dicts, counts as of now."""
+        snapshot = self.snapshot()
+        states: Mapping[str, HostState] = {key: target.state for key, target in snapshot.targets.items()}
+        pools: Pools = snapshot.pools
+        if self._trouble is None:
+            try:
+                document = self.store.read(self.id)
+                if document.config:
+                    pools = self._decoded(document.config).pools
+                    states = {key: _decode_state(data) for key, data in document.records.items()}
+            except StoreError as error:
+                self._suffer(error)
+        return pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
+
+
+def _is_news(observation: Observation, current: Target | None) -> bool:
+    """Whether the fact would change anything, as far as this process knows: an outage is when everyone writes."""
+    if current is None:
+        return False
+    if getattr(observation.fact, "prober", ""):
+        return True  # the lease is in the store, and in no snapshot
+    return apply(current.state, observation.fact, Rules.of(current.pool)).state is not current.state
+
+
+def _first_state(health: GivenHealth | None, now: float, pool: Pool) -> HostState:
+    return added(now) if health is None else given(added(now), health, now, Rules.of(pool))
+
+
+def _coalesce(observations: list[Observation], new: Observation) -> None:
+    """Add to a host's queue what is not already said by it; the queue stays short.
+
+    A success makes what came before it irrelevant; of failures in a row as many count as take a host down.
+    """
+    if isinstance(new.fact, Success):
+        observations[:] = [o for o in observations if not isinstance(o.fact, Success | Failure)]
+    observations.append(new)
+    limit = max(new.target.pool.max_fails, 1) + 8
+    del observations[:-limit]
+
+
+def _decode_state(data: bytes) -> HostState:
+    try:
+        return decode_state(data)
+    except StoreFormatError as error:
+        _log.error("%s: taken as healthy", error)
+        return HostState()
+
+
+def _patience_s() -> float:
+    """How long this thread may wait for the store: not at all on an event loop."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return _PATIENCE_S
+        return 0.0
+    return _PATIENCE_S
+
+
+_replicas: weakref.WeakSet[Replica] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for replica in list(_replicas):
+        replica._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

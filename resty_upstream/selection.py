@@ -1,0 +1,283 @@
+"""What one request may use, and in which order. Pure.
+
+Pools by priority; in a pool first the failed host whose probe this request was granted, then the hosts in
+the order of the pool's method; when no pool has anything left, the last resort. A host is never offered
+twice to one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from resty_upstream.methods import Candidate, Key, Method, RoundRobin, Setting, find_method, is_registered
+from resty_upstream.model import Host, Pool, Pools, record_key
+from resty_upstream.state import HostState, Rules, Status
+
+if TYPE_CHECKING:
+    from random import Random
+
+LAST_RESORT_ATTEMPTS: Final = 3
+
+
+class Target:
+    """A host in its pool, with its state: what a method picks."""
+
+    __slots__ = ("available", "host", "id", "key", "pool", "spotless", "state", "timeout_s", "weight")
+
+    def __init__(self, pool: Pool, host: Host, state: HostState) -> None:
+        self.pool = pool
+        self.host = host
+        self.state = state
+        self.key = record_key(pool.id, host.id)
+        self.id = host.id
+        self.weight = host.weight
+        self.timeout_s = pool.timeout_s
+        self.available = state.up
+        self.spotless = state.up and not state.failcount
+        """Whether a success here says nothing that is not known."""
+
+    def __repr__(self) -> str:
+        return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
+
+
+class PoolPlan:
+    """A pool that is up, ready for picking."""
+
+    __slots__ = ("failed", "hosts", "method", "pool")
+
+    def __init__(self, pool: Pool, hosts: tuple[Target, ...], method: Method) -> None:
+        self.pool = pool
+        self.hosts = hosts
+        self.method = method
+        someone_weighted = any(host.available and host.weight for host in hosts)
+        # A host that would get no traffic if it were up is not worth a request to find out.
+        self.failed = tuple(
+            host for host in hosts if host.state.failed and (host.weight > 0 or not someone_weighted)
+        )
+
+    def pick(self, key: Callable[[], Key | None], tried: Container[Candidate]) -> Target | None:
+        """The method's next host."""
+        method = self.method
+        picked: Candidate | None = method.pick(key() if method.uses_key else None, tried)
+        return picked  # type: ignore[return-value]  # a method is built with targets and picks one of them
+
+
+class Choice(NamedTuple):
+    """A host to try next."""
+
+    target: Target
+    prober: str = ""
+    """The lease of the probe that this attempt is."""
+    last_resort: bool = False
+
+
+class Snapshot:
+    """Pools and the state of their hosts at one moment; nothing in it changes."""
+
+    __slots__ = ("plans", "pools", "targets", "untroubled")
+
+    def __init__(self, pools: Pools, targets: Mapping[str, Target], plans: tuple[PoolPlan, ...]) -> None:
+        self.pools = pools
+        self.targets = targets
+        self.plans = plans
+        """Pools that are up, the one to try first in front."""
+        self.untroubled = plans[0] if plans and not plans[0].failed else None
+        """The first pool, when no host of it has failed: what nearly every request needs."""
+
+    def rules(self, key: str) -> Rules | None:
+        """The rules of a host's pool; None when the host is gone."""
+        target = self.targets.get(key)
+        return Rules.of(target.pool) if target else None
+
+
+EMPTY: Final = Snapshot((), {}, ())
+
+
+def build(
+    pools: Pools,
+    states: Mapping[str, HostState],
+    *,
+    random: Random,
+    secret: bytes,
+    previous: Snapshot = EMPTY,
+) -> Snapshot:
+    """A snapshot; what did not change since ``previous`` is taken over, as are methods' positions.
+
+    A pool whose method only another process registered is served by round robin.
+    """
+    old_plans = {plan.pool.id: plan for plan in previous.plans}
+    targets: dict[str, Target] = {}
+    plans = []
+    for pool in pools:
+        old = old_plans.get(pool.id)
+        hosts = tuple(_target(pool, host, states, previous) for host in pool.hosts)
+        targets.update((target.key, target) for target in hosts)
+        if not pool.up:
+            continue
+        if old is not None and old.hosts == hosts and old.pool is pool:
+            plans.append(old)
+            continue
+        factory = find_method(pool.method) if is_registered(pool.method) else RoundRobin
+        same_method = old is not None and old.pool.method == pool.method
+        method = factory(hosts, Setting(random, secret, old.method if old and same_method else None))
+        plans.append(PoolPlan(pool, hosts, method))
+    plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
+    return Snapshot(pools, targets, tuple(plans))
+
+
+_UNKNOWN: Final = HostState()
+
+
+def _target(pool: Pool, host: Host, states: Mapping[str, HostState], previous: Snapshot) -> Target:
+    key = record_key(pool.id, host.id)
+    state = states.get(key, _UNKNOWN)
+    old = previous.targets.get(key)
+    if old is not None and old.state == state and old.pool is pool:
+        return old
+    return Target(pool, host, state)
+
+
+def choices(
+    snapshot: Snapshot,
+    *,
+    key: Callable[[], Key | None],
+    tried: set[Target],
+    now: Callable[[], float],
+    claim: Callable[[Target], str],
+    last_resort: bool,
+) -> Iterator[Choice]:
+    """The hosts that one request tries, in order.
+
+    :param key: works out the request's key, when a method asks for it.
+    :param tried: hosts that are passed over; each host that is offered is added to it.
+    :param claim: asks for the lease to probe a host: its owner's name, or "" when refused.
+    """
+    for plan in snapshot.plans:
+        for target in plan.failed:
+            if target not in tried and target.state.due(now()) and (prober := claim(target)):
+                tried.add(target)
+                yield Choice(target, prober)
+        while (picked := plan.pick(key, tried)) is not None:
+            tried.add(picked)
+            yield Choice(picked)
+    if last_resort:
+        failed = (target for plan in snapshot.plans for target in plan.hosts if target.state.failed)
+        oldest_first = sorted(failed, key=lambda target: target.state.failed_at)
+        for target in [target for target in oldest_first if target not in tried][:LAST_RESORT_ATTEMPTS]:
+            tried.add(target)
+            yield Choice(target, last_resort=True)
+
+
+# ── explain ───────────────────────────────────────────────────────────────────────────────────
+
+
+class HostReason(NamedTuple):
+    """Why a host is taken or passed over."""
+
+    host: Host
+    up: bool
+    share: float
+    """Its part of what the pool gets now, from 0 to 1."""
+    reason: str
+
+
+class PoolReason(NamedTuple):
+    """Why a pool is used or not."""
+
+    pool: Pool
+    used: bool
+    reason: str
+    hosts: tuple[HostReason, ...]
+
+
+class Explanation(NamedTuple):
+    """What ``connect`` would do now; ``str()`` of it is a text for people."""
+
+    pools: tuple[PoolReason, ...]
+    summary: str
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        for pool, _, reason, hosts in self.pools:
+            lines.append(f"pool {pool.id} (priority {pool.priority}, {pool.method}): {reason}")
+            lines += [f"  host {host.host.id} {_shown(host.host)}: {host.reason}" for host in hosts]
+        return "\n".join(lines)
+
+
+def explain(snapshot: Snapshot, key: Key | None, now: float, *, last_resort: bool) -> Explanation:
+    """Every pool and host, with the reason it is taken or passed over by a request with this key."""
+    plans = {plan.pool.id: plan for plan in snapshot.plans}
+    used = next((plan for plan in snapshot.plans if any(h.available for h in plan.hosts)), None)
+    in_order = [plan.pool for plan in snapshot.plans]
+    in_order += [pool for pool in snapshot.pools if pool.id not in plans]
+    pools = []
+    for pool in in_order:
+        hosts = tuple(snapshot.targets[record_key(pool.id, host.id)] for host in pool.hosts)
+        weighted = any(host.available and host.weight for host in hosts)
+        total = sum((host.weight if weighted else 1) for host in hosts if host.available) or 1
+        keyed = _keyed_pick(plans.get(pool.id), key)
+        reasons = tuple(_host_reason(host, total, weighted, keyed, now) for host in hosts)
+        pools.append(PoolReason(pool, used is not None and used.pool is pool, "", reasons))
+    return Explanation(
+        tuple(p._replace(reason=_pool_reason(p, plans, used)) for p in pools),
+        _summary(snapshot, used, last_resort),
+    )
+
+
+def _keyed_pick(plan: PoolPlan | None, key: Key | None) -> Target | None:
+    if plan is None or key is None or not plan.method.uses_key:
+        return None
+    return plan.pick(lambda: key, set())
+
+
+def _summary(snapshot: Snapshot, used: PoolPlan | None, last_resort: bool) -> str:
+    if used is not None:
+        return f"connect tries pool {used.pool.id} first"
+    if not snapshot.pools:
+        return "connect fails: there are no pools"
+    failed = sum(target.state.failed for plan in snapshot.plans for target in plan.hosts)
+    if failed and last_resort:
+        return f"no host is available: as a last resort, connect tries {min(failed, LAST_RESORT_ATTEMPTS)} failed"
+    return "connect fails: no host is available"
+
+
+def _pool_reason(reason: PoolReason, plans: Mapping[str, PoolPlan], used: PoolPlan | None) -> str:
+    if reason.pool.id not in plans:
+        return "passed over: the pool is down"
+    if not reason.hosts:
+        return "passed over: it has no hosts"
+    if reason.used:
+        return "used: the first in order with an available host"
+    if not any(host.up for host in reason.hosts):
+        return "passed over: none of its hosts is available"
+    return f"in reserve behind pool {used.pool.id}" if used else "in reserve"
+
+
+def _host_reason(target: Target, total: int, weighted: bool, keyed: Target | None, now: float) -> HostReason:
+    state = target.state
+    share = 0.0
+    if state.status is Status.MANUAL:
+        reason = "passed over: taken down by hand"
+    elif state.status is Status.PROBING and not state.due(now):
+        reason = f"passed over: failed ({state.reason}), a request is probing it"
+    elif state.failed and state.due(now):
+        reason = f"failed ({state.reason}): its time is over, the next request here probes it"
+    elif state.failed:
+        reason = f"passed over: failed ({state.reason}), probed in {state.down_until - now:.1f} s"
+    elif weighted and not target.weight:
+        reason = "passed over: weight 0 while another host has a weight"
+    else:
+        share = (target.weight if weighted else 1) / total
+        reason = f"taken: {share:.0%} of the pool's traffic"
+        if keyed is not None:
+            reason = "taken: the host of this key" if keyed is target else "passed over: not this key's host"
+        if state.failcount:
+            reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
+    return HostReason(target.host, state.up, share, reason)
+
+
+def _shown(host: Host) -> str:
+    if host.unix_path is not None:
+        return host.host
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"

@@ -1,0 +1,369 @@
+"""The health of one host: which states there are, and what moves it from one to another.
+
+Pure: ``apply(state, fact, rules) -> Change``. Time and randomness arrive with the fact.
+
+::
+
+                          max_fails failures in a row
+              ┌────────────────────────────────────────────────┐
+              │                                                ▼        Probe, once the time is over:
+       ┌─────────────┐   Success · Revive · Up          ┌─────────────┐ one request, by lease  ┌─────────────┐
+    ┌─▶│     UP      │◀─────────────────────────────────│   FAILED    │───────────────────────▶│   PROBING   │
+    │  └─────────────┘                                  └─────────────┘◀───────────────────────└─────────────┘
+    │    │    ▲  │ Failure: failcount + 1                      │         Failure of the prober:    │  │   ▲
+    │    └────┘  │ Success: failcount = 0                      │         again, for twice as long  │  └───┘ Probe,
+    │            │                                             │         Release: at once          │   lease over
+    │            │ Down                                        │ Down                              │
+    │            ▼                                             ▼                                   │
+    │  ┌───────────────────────────────────────────────────────────────┐           Down            │
+    │  │                     MANUAL (lastfail = 0)                     │◀──────────────────────────┘
+    │  └───────────────────────────────────────────────────────────────┘
+    │    │ Up, and nothing else          Success of anyone while PROBING: UP
+    └────┘
+
+``up`` is true in UP alone. A result whose attempt *began* before the last change of ``up`` says nothing
+about the state after it and is dropped: fifty requests in flight to a host that dies are one event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from resty_upstream.errors import StoreFormatError
+from resty_upstream.model import GivenHealth, Pool
+
+
+class Status(StrEnum):
+    """Where a host stands; the values are what the store keeps."""
+
+    UP = "up"
+    FAILED = "failed"
+    PROBING = "probing"
+    MANUAL = "manual"
+
+
+class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The shared record of one host: some tens of bytes in the store.
+
+    Times that are compared are seconds of the store's clock; ``lastfail`` alone is for people.
+    """
+
+    status: Status = Status.UP
+    failcount: int = 0
+    """Consecutive failures."""
+    lastfail: float = 0
+    """Epoch seconds of the last failure; 0 is none."""
+    failed_at: float = 0
+    """When the last failure was, on the store's clock."""
+    changed_at: float = 0
+    """When ``up`` last changed, or the host was added."""
+    down_until: float = 0
+    """When a failed host may be probed."""
+    times_down: int = 0
+    """How often in a row the host went down or failed its probe: 2 doubles the wait, 3 doubles it again."""
+    prober: str = ""
+    """The attempt that holds the probe's lease."""
+    probe_until: float = 0
+    """When that lease ends by itself."""
+    reason: str = ""
+    """Why the host is down, in a few words."""
+
+    @property
+    def up(self) -> bool:
+        """Whether the host takes traffic."""
+        return self.status is Status.UP
+
+    @property
+    def failed(self) -> bool:
+        """Whether failures took the host down, and not a person."""
+        return self.status is Status.FAILED or self.status is Status.PROBING
+
+    def due(self, now: float) -> bool:
+        """Whether a request may probe the host."""
+        if self.status is Status.PROBING:
+            return now >= self.probe_until
+        return self.status is Status.FAILED and now >= self.down_until
+
+
+class Rules(NamedTuple):
+    """What the pool says of failures; durations in seconds."""
+
+    max_fails: int
+    failed_timeout_s: float
+    failed_timeout_max_s: float
+
+    @classmethod
+    def of(cls, pool: Pool) -> Rules:
+        """The rules of a pool."""
+        return cls(
+            pool.max_fails,
+            float(pool.failed_timeout),
+            float(max(pool.failed_timeout, pool.failed_timeout_max)),
+        )
+
+
+# ── facts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Success(NamedTuple):
+    """An attempt succeeded."""
+
+    at: float
+    began: float
+
+
+class Failure(NamedTuple):
+    """An attempt failed in a way that counts against the host."""
+
+    at: float
+    began: float
+    wall: float
+    """Epoch seconds of ``at``."""
+    jitter: float
+    """From -1 to 1: where in its ±10 % the wait falls."""
+    reason: str
+    prober: str = ""
+    """Set when the attempt was a probe."""
+
+
+class Probe(NamedTuple):
+    """A request asks to be the one that probes."""
+
+    at: float
+    prober: str
+    lease_s: float
+
+
+class Release(NamedTuple):
+    """A probe ended without a verdict (cancelled, or an error of the caller)."""
+
+    at: float
+    prober: str
+
+
+class Down(NamedTuple):
+    """A person takes the host down."""
+
+    at: float
+
+
+class Up(NamedTuple):
+    """A person puts the host back."""
+
+    at: float
+
+
+class Revive(NamedTuple):
+    """``revive_hosts``: clean every host whose time is over."""
+
+    at: float
+
+
+Fact = Success | Failure | Probe | Release | Down | Up | Revive
+
+
+class Change(NamedTuple):
+    """What a fact did: the same state object where it did nothing."""
+
+    state: HostState
+    event: Literal["", "host_up", "host_down"] = ""
+    """``host_up`` or ``host_down`` when ``up`` changed."""
+    reason: str = ""
+    routing: bool = False
+    """Whether other processes must know before they would look by themselves."""
+
+
+# ── transitions ───────────────────────────────────────────────────────────────────────────────
+
+JITTER: Final = 0.1
+
+
+def apply(state: HostState, fact: Fact, rules: Rules) -> Change:
+    """What ``fact`` makes of ``state``; never raises, whatever the order of facts."""
+    handler = _TRANSITIONS.get((state.status, type(fact)))
+    return handler(state, fact, rules) if handler else Change(state)
+
+
+def _count(state: HostState, fact: Failure, rules: Rules) -> Change:
+    if fact.began < state.changed_at:
+        return Change(state)
+    in_a_row = state.failcount > 0 and fact.at - state.failed_at <= rules.failed_timeout_s
+    failcount = state.failcount + 1 if in_a_row else 1
+    counted = replace(
+        state,
+        failcount=failcount,
+        failed_at=max(fact.at, state.failed_at),
+        lastfail=max(fact.wall, state.lastfail),
+        reason=fact.reason,
+    )
+    if 0 < rules.max_fails <= failcount:
+        return _fail(counted, fact, rules)
+    return Change(counted, routing=state.failcount == 0)
+
+
+def _fail(state: HostState, fact: Failure, rules: Rules) -> Change:
+    """UP or PROBING to FAILED, each time in a row for twice as long, up to the cap."""
+    doublings = min(state.times_down, 64)
+    wait_s = min(rules.failed_timeout_s * 2.0**doublings, rules.failed_timeout_max_s)
+    failed = replace(
+        state,
+        status=Status.FAILED,
+        changed_at=fact.at if state.up else state.changed_at,
+        down_until=fact.at + wait_s * (1 + JITTER * fact.jitter),
+        times_down=doublings + 1,
+        prober="",
+        probe_until=0,
+    )
+    return Change(failed, "host_down" if state.up else "", fact.reason, routing=True)
+
+
+def _probe_failed(state: HostState, fact: Failure, rules: Rules) -> Change:
+    if not fact.prober or fact.prober != state.prober:
+        return Change(state)  # a last resort, or a prober whose lease went to another
+    counted = replace(
+        state,
+        failcount=state.failcount + 1,
+        failed_at=fact.at,
+        lastfail=max(fact.wall, state.lastfail),
+        reason=fact.reason,
+    )
+    return _fail(counted, fact, rules)
+
+
+def _clear(state: HostState, fact: Success, _rules: Rules) -> Change:
+    if fact.began < state.changed_at or state.failcount == 0:
+        return Change(state)
+    return Change(_clean(state.changed_at), routing=True)
+
+
+def _recover(state: HostState, fact: Success, _rules: Rules) -> Change:
+    if fact.began < state.changed_at:
+        return Change(state)
+    reason = "probe succeeded" if state.status is Status.PROBING else "answered again"
+    return Change(_clean(fact.at), "host_up", reason, routing=True)
+
+
+def _lease(state: HostState, fact: Probe, _rules: Rules) -> Change:
+    if not state.due(fact.at):
+        return Change(state)
+    return Change(
+        replace(state, status=Status.PROBING, prober=fact.prober, probe_until=fact.at + max(0.0, fact.lease_s))
+    )
+
+
+def _release(state: HostState, fact: Release, _rules: Rules) -> Change:
+    if fact.prober != state.prober:
+        return Change(state)
+    return Change(replace(state, status=Status.FAILED, prober="", probe_until=0), routing=True)
+
+
+def _take_down(state: HostState, fact: Down, _rules: Rules) -> Change:
+    down = HostState(status=Status.MANUAL, changed_at=fact.at if state.up else state.changed_at, reason="by hand")
+    return Change(down, "host_down" if state.up else "", "by hand", routing=True)
+
+
+def _put_back(_state: HostState, fact: Up, _rules: Rules) -> Change:
+    return Change(_clean(fact.at), "host_up", "by hand", routing=True)
+
+
+def _forgive(state: HostState, _fact: Up, _rules: Rules) -> Change:
+    return Change(_clean(state.changed_at), routing=True) if state.failcount else Change(state)
+
+
+def _revive(state: HostState, fact: Revive, _rules: Rules) -> Change:
+    if fact.at < state.down_until:
+        return Change(state)
+    return Change(_clean(fact.at), "host_up", "revived", routing=True)
+
+
+def _clean(changed_at: float) -> HostState:
+    return HostState(changed_at=changed_at)
+
+
+# A pair that is not here leaves the state as it is.
+_TRANSITIONS: Final[dict[tuple[Status, type], Callable[[HostState, Any, Rules], Change]]] = {
+    (Status.UP, Failure): _count,
+    (Status.UP, Success): _clear,
+    (Status.UP, Down): _take_down,
+    (Status.UP, Up): _forgive,
+    (Status.FAILED, Success): _recover,
+    (Status.FAILED, Probe): _lease,
+    (Status.FAILED, Down): _take_down,
+    (Status.FAILED, Up): _put_back,
+    (Status.FAILED, Revive): _revive,
+    (Status.PROBING, Success): _recover,
+    (Status.PROBING, Failure): _probe_failed,
+    (Status.PROBING, Probe): _lease,
+    (Status.PROBING, Release): _release,
+    (Status.PROBING, Down): _take_down,
+    (Status.PROBING, Up): _put_back,
+    (Status.PROBING, Revive): _revive,
+    (Status.MANUAL, Up): _put_back,
+}
+
+
+# ── other forms of a state ────────────────────────────────────────────────────────────────────
+
+
+def added(at: float) -> HostState:
+    """The state of a host that was just added: attempts of an earlier host of that id say nothing of it."""
+    return _clean(at)
+
+
+def given(state: HostState, health: GivenHealth, at: float, rules: Rules) -> HostState:
+    """``state`` as plain dicts describe it; unchanged where they describe what it is already.
+
+    ``up: false`` with ``lastfail: 0`` is a host taken down by hand; with a ``lastfail``, a failed one.
+    """
+    if health == shown(state):
+        return state
+    changed_at = state.changed_at if health.up == state.up else at
+    if health.up:
+        return HostState(failcount=health.failcount, lastfail=health.lastfail, failed_at=at, changed_at=changed_at)
+    if not health.lastfail:
+        return HostState(status=Status.MANUAL, changed_at=changed_at, reason="by hand")
+    return HostState(
+        status=Status.FAILED,
+        failcount=health.failcount,
+        lastfail=health.lastfail,
+        failed_at=at,
+        changed_at=changed_at,
+        down_until=at + rules.failed_timeout_s,
+        times_down=1,
+        reason="by hand",
+    )
+
+
+def shown(state: HostState) -> GivenHealth:
+    """A state as plain dicts show it."""
+    return GivenHealth(up=state.up, failcount=state.failcount, lastfail=state.lastfail)
+
+
+def rebooted(state: HostState) -> HostState:
+    """A state after the machine came up again: health is forgotten, what a person did is kept."""
+    return HostState(status=Status.MANUAL, reason=state.reason) if state.status is Status.MANUAL else _clean(0)
+
+
+def encode_state(state: HostState) -> bytes:
+    """The record as JSON."""
+    return msgspec.json.encode(state)
+
+
+def decode_state(data: bytes) -> HostState:
+    """The record of :func:`encode_state`.
+
+    :raises StoreFormatError: when it is not one.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreFormatError(f"a stored host record cannot be read: {error}") from error
+
+
+_decoder = msgspec.json.Decoder(HostState)

@@ -1,0 +1,187 @@
+"""Where pools and health are kept: a small protocol that knows nothing of balancing.
+
+A store holds, for each namespace (an upstream's id), one configuration document and many small records,
+all of them bytes to it, and a generation that moves when routing may have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from resty_upstream.errors import InvalidConfig
+
+T = TypeVar("T")
+
+WAIT_S = 5.0
+"""How long a change made by a person may wait for the store, in seconds."""
+
+
+class Document(NamedTuple):
+    """A consistent view of one namespace."""
+
+    generation: int
+    """0 while nothing was ever written."""
+    config: bytes
+    """Empty while nothing was ever written."""
+    records: Mapping[str, bytes]
+
+
+class View:
+    """One namespace inside a transaction: reads see its own writes, and nothing is kept if it fails."""
+
+    def __init__(
+        self,
+        load_config: Callable[[], bytes],
+        load: Callable[[str], bytes | None],
+        load_keys: Callable[[], list[str]],
+        *,
+        has_config: bool,
+    ) -> None:
+        self._load_config = load_config
+        self._load = load
+        self._load_keys = load_keys
+        self._config: bytes | None = None
+        self.has_config = has_config
+        """Whether a configuration was ever written; told without loading it."""
+        self.written: dict[str, bytes | None] = {}
+        """The records to be written; None deletes."""
+        self.config_written = False
+        self.touched = False
+        """Whether the generation is to move."""
+
+    @property
+    def config(self) -> bytes:
+        """The configuration document; empty while there is none."""
+        if self._config is None:
+            self._config = self._load_config()
+        return self._config
+
+    @config.setter
+    def config(self, data: bytes) -> None:
+        self._config = data
+        self.has_config = True
+        self.config_written = True
+        self.touched = True
+
+    def get(self, key: str) -> bytes | None:
+        """A record, or None."""
+        return self.written[key] if key in self.written else self._load(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a record. Routing does not change by that alone: see :meth:`touch`."""
+        self.written[key] = data
+
+    def delete(self, key: str) -> None:
+        """Delete a record, if it is there."""
+        self.written[key] = None
+
+    def keys(self) -> list[str]:
+        """The keys of all records."""
+        keys = dict.fromkeys(self._load_keys())
+        for key, data in self.written.items():
+            if data is None:
+                keys.pop(key, None)
+            else:
+                keys[key] = None
+        return list(keys)
+
+    def touch(self) -> None:
+        """Routing changes: move the generation when this is committed."""
+        self.touched = True
+
+
+class Store(Protocol):
+    """What a store must do. Every error it raises is a :class:`~resty_upstream.errors.StoreError`."""
+
+    clock_id: str
+    """Names the clock of :meth:`now`; another name means that earlier times cannot be compared."""
+
+    def version(self, ns: str) -> int:
+        """A number that changes when routing may have. The hot path's only call: no lock, no network."""
+        ...
+
+    def read(self, ns: str) -> Document:
+        """The namespace as of one commit."""
+        ...
+
+    def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
+        """Run a pure function on a view, alone; commit all it wrote, or nothing if it raises.
+
+        ``fn`` may run again when there is a conflict.
+
+        :raises StoreBusy: when another holds the store for more than ``wait_s`` seconds.
+        """
+        ...
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+        """Whether ``owner`` now has the exclusive right ``name``, for ``ttl_s`` seconds from now.
+
+        An owner that has it already renews it.
+        """
+        ...
+
+    def release(self, ns: str, name: str, owner: str) -> None:
+        """Give a lease back; nothing happens when ``owner`` does not have it."""
+        ...
+
+    def now(self) -> float:
+        """Seconds on a clock that all users of the store share and that never jumps."""
+        ...
+
+    def close(self) -> None:
+        """Give up connections and files; may be called again, and use opens them again."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """The store of a URL: ``memory://``, or ``sqlite:///absolute/path``.
+
+    Nothing is opened before it is used. Every call makes a store of its own: to share the state of a
+    ``memory://`` store, share the object.
+
+    :raises InvalidConfig: saying what a URL may be.
+    """
+    scheme, _, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    if scheme == "memory" and not rest:
+        from resty_upstream.stores.memory import MemoryStore
+
+        return MemoryStore()
+    if scheme == "sqlite":
+        parts = urlsplit(url)
+        path = unquote(parts.path)
+        plain = not (parts.netloc or parts.query or parts.fragment)
+        if plain and path.startswith("/") and not path.endswith("/") and path.isprintable():
+            from resty_upstream.stores.sqlite import SqliteStore
+
+            return SqliteStore(path)
+    raise InvalidConfig(
+        f"store must be 'memory://', 'sqlite:///absolute/path/of/a/file' or a Store object, not {url!r}"
+    )
+
+
+def default_url(application: str) -> str:
+    """The URL of the store of an application that names none.
+
+    In ``$RUNTIME_DIRECTORY`` or ``$XDG_RUNTIME_DIR``, ``/run`` for root, else in the user's state directory;
+    below it a directory named after the application, so that two applications of one user do not meet.
+    """
+    digest = hashlib.blake2b(application.encode(), digest_size=6).hexdigest()
+    path = _runtime_directory() / f"resty_upstream-{digest}" / "upstreams.db"
+    return "sqlite://" + quote(str(path))
+
+
+def _runtime_directory() -> Path:
+    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        # systemd gives several directories separated by colons.
+        first = os.environ.get(name, "").partition(":")[0]
+        if first.startswith("/"):
+            return Path(first)
+    if os.geteuid() == 0:
+        return Path("/run")
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    return Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"

@@ -1,0 +1,115 @@
+"""The store of one process: the reference that the others are tested against."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from resty_upstream.errors import StoreBusy
+from resty_upstream.stores import WAIT_S, Document, View
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Namespace:
+    generation: int = 0
+    config: bytes = b""
+    records: dict[str, bytes] = field(default_factory=dict)
+    leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """Pools and health in this process's memory, gone with it. After a fork each process has its own.
+
+    :param clock: seconds that never go back; for tests.
+    """
+
+    clock_id = "process"
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = clock
+        self._spaces: dict[str, _Namespace] = {}
+        self._generations: dict[str, int] = {}
+        self._lock = threading.Lock()
+        _stores.add(self)
+
+    def version(self, ns: str) -> int:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return self._generations.get(ns, 0)
+
+    def read(self, ns: str) -> Document:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            space = self._space(ns)
+            return Document(space.generation, space.config, dict(space.records))
+
+    def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
+        """See :class:`~resty_upstream.stores.Store`."""
+        if not self._lock.acquire(timeout=wait_s):
+            raise StoreBusy(f"another thread held the store for more than {wait_s * 1000:g} ms")
+        try:
+            space = self._space(ns)
+            view = View(
+                lambda: space.config,
+                space.records.get,
+                lambda: list(space.records),
+                has_config=bool(space.config),
+            )
+            result = fn(view)
+            for key, data in view.written.items():
+                if data is None:
+                    space.records.pop(key, None)
+                else:
+                    space.records[key] = data
+            if view.config_written:
+                space.config = view.config
+            if view.touched:
+                space.generation += 1
+                self._generations[ns] = space.generation
+            return result
+        finally:
+            self._lock.release()
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+        """See :class:`~resty_upstream.stores.Store`."""
+        now = self.now()
+        with self._lock:
+            leases = self._space(ns).leases
+            holder, expires = leases.get(name, (owner, 0.0))
+            if holder != owner and now < expires:
+                return False
+            leases[name] = (owner, now + ttl_s)
+            return True
+
+    def release(self, ns: str, name: str, owner: str) -> None:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            leases = self._space(ns).leases
+            if leases.get(name, ("", 0.0))[0] == owner:
+                del leases[name]
+
+    def close(self) -> None:
+        """Nothing to give up: what is stored stays until the object goes."""
+
+    def _space(self, ns: str) -> _Namespace:
+        return self._spaces.setdefault(ns, _Namespace())
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()  # the old one may be held by a thread that is not here
+
+
+_stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        store._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,576 @@
+"""The default store: one SQLite file for all processes of a machine, with a doorbell beside it.
+
+Files, all in one private directory::
+
+    upstreams.db        the truth, in WAL mode (with SQLite's own -wal and -shm)
+    upstreams.db.bell   8 bytes, mapped by every process: the generation committed last
+    upstreams.db.lock   flock held while the database is created, replaced or set aside
+
+``version()`` reads the bell: one load from mapped memory. The bell is a hint: once a second ``version()``
+also looks whether the files are still the ones that are open and whether another process committed
+(``PRAGMA data_version``), so a bell that was lost, late or deleted rings again within a second.
+
+https://www.sqlite.org/wal.html and https://www.sqlite.org/howtocorrupt.html (§2.6: no connection is
+carried over a fork; §4.2: the files of a database that is open are not unlinked piecemeal) are the ground
+that this stands on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import mmap
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable
+from resty_upstream.stores import WAIT_S, Document, View
+
+T = TypeVar("T")
+
+_APPLICATION_ID: Final = 0x52555053  # "RUPS"
+_SCHEMA_VERSION: Final = 1
+_CHECK_EVERY_S: Final = 1.0
+_OPEN_WAIT_S: Final = 2.0
+_READ_WAIT_S: Final = 0.25
+_SLICE_S: Final = 0.05
+_BELL_BYTES: Final = 4096
+_SHUT: Final[Sequence[int]] = (-1,)
+_OUR_FILES: Final = ("", ".bell")
+_SIDE_FILES: Final = ("-wal", "-shm")
+
+_SCHEMA: Final = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE generation (ns TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE config (ns TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE record (ns TEXT, key TEXT, data BLOB NOT NULL, PRIMARY KEY (ns, key)) WITHOUT ROWID;
+    CREATE TABLE lease (ns TEXT, name TEXT, owner TEXT NOT NULL, clock TEXT NOT NULL, expires REAL NOT NULL,
+                        PRIMARY KEY (ns, name)) WITHOUT ROWID;
+    INSERT INTO generation VALUES ('', {{generation}});
+    PRAGMA application_id = {_APPLICATION_ID};
+    PRAGMA user_version = {_SCHEMA_VERSION};
+    COMMIT;
+"""  # noqa: S608 - constants, and a number of our own
+# The generation of the namespace '' counts the commits of all; ids are never empty.
+
+_log = logging.getLogger("resty_upstream.store")
+
+
+class _Identity(NamedTuple):
+    """Which file is behind a path."""
+
+    device: int
+    inode: int
+
+
+class _Damaged(Exception):
+    """SQLite says that the file is malformed, or no database at all."""
+
+
+def _boot_clock() -> tuple[Callable[[], float], str]:
+    """Seconds since boot, sleep included, and a name for this boot; the wall clock where there is neither."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        return functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME), boot_id
+    except (OSError, AttributeError, UnicodeError):
+        return time.time, "wall clock"
+
+
+class SqliteStore:
+    """Pools and health in one SQLite file.
+
+    :param path: absolute path of the file; created, with its directory, when first used.
+    :param clock: seconds that never go back, the same in every process; for tests.
+    """
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] | None = None) -> None:
+        self.path = os.fspath(path)
+        if not os.path.isabs(self.path):
+            raise StoreUnavailable(f"the path of a store must be absolute, not {self.path!r}")
+        boot_clock, self.clock_id = _boot_clock()
+        self.now = clock or boot_clock
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._db: sqlite3.Connection | None = None
+        self._bell: Sequence[int] | memoryview = _SHUT
+        self._next_check = float("-inf")
+        self._data_version = -1
+        self._busy_ms = 0
+        self._files: dict[str, _Identity | None] = {}
+        self._side_files: dict[str, _Identity | None] = {}
+        self._lock_held_for_fork = False
+        _stores.add(self)
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self.path}>"
+
+    # ── the protocol ──────────────────────────────────────────────────────────────────────────
+
+    def version(self, ns: str) -> int:  # noqa: ARG002 - one bell rings for all
+        """The generation committed last by anyone, of any namespace; -1 while the store cannot be opened."""
+        if self.now() >= self._next_check:
+            self._check()
+        return self._bell[0]
+
+    def read(self, ns: str) -> Document:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return self._run(functools.partial(self._read, ns), _READ_WAIT_S)
+
+    def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return self._run(functools.partial(self._transact, ns, fn), wait_s)
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+        """See :class:`~resty_upstream.stores.Store`."""
+        now = self.now()
+
+        def work(db: sqlite3.Connection) -> bool:
+            held = "SELECT 1 FROM lease WHERE ns = ? AND name = ? AND owner <> ? AND clock = ? AND expires > ?"
+            if db.execute(held, (ns, name, owner, self.clock_id, now)).fetchone():
+                return False
+            written = db.execute(
+                "INSERT INTO lease VALUES (:ns, :name, :owner, :clock, :expires) ON CONFLICT (ns, name) "
+                "DO UPDATE SET owner = :owner, clock = :clock, expires = :expires "
+                "WHERE owner = :owner OR clock <> :clock OR expires <= :now",
+                {
+                    "ns": ns,
+                    "name": name,
+                    "owner": owner,
+                    "clock": self.clock_id,
+                    "expires": now + ttl_s,
+                    "now": now,
+                },
+            )
+            return written.rowcount == 1
+
+        return self._run(work, WAIT_S)
+
+    def release(self, ns: str, name: str, owner: str) -> None:
+        """See :class:`~resty_upstream.stores.Store`."""
+        delete = "DELETE FROM lease WHERE ns = ? AND name = ? AND owner = ?"
+        self._run(lambda db: db.execute(delete, (ns, name, owner)), WAIT_S)
+
+    def close(self) -> None:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            self._close()
+            self._bell = _SHUT
+            self._next_check = float("-inf")
+
+    # ── operations on an open database ────────────────────────────────────────────────────────
+
+    def _read(self, ns: str, db: sqlite3.Connection) -> Document:
+        db.execute("BEGIN")
+        try:
+            generation = db.execute("SELECT value FROM generation WHERE ns = ?", (ns,)).fetchone()
+            config = db.execute("SELECT data FROM config WHERE ns = ?", (ns,)).fetchone()
+            records = dict(db.execute("SELECT key, data FROM record WHERE ns = ?", (ns,)))
+        finally:
+            db.execute("ROLLBACK")
+        return Document(generation[0] if generation else 0, config[0] if config else b"", records)
+
+    def _transact(self, ns: str, fn: Callable[[View], T], db: sqlite3.Connection) -> T:
+        def load_config() -> bytes:
+            row = db.execute("SELECT data FROM config WHERE ns = ?", (ns,)).fetchone()
+            return row[0] if row else b""
+
+        def load(key: str) -> bytes | None:
+            row = db.execute("SELECT data FROM record WHERE ns = ? AND key = ?", (ns, key)).fetchone()
+            return row[0] if row else None
+
+        def load_keys() -> list[str]:
+            return [key for (key,) in db.execute("SELECT key FROM record WHERE ns = ?", (ns,))]
+
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            has_config = db.execute("SELECT 1 FROM config WHERE ns = ?", (ns,)).fetchone() is not None
+            view = View(load_config, load, load_keys, has_config=has_config)
+            result = fn(view)
+            generation = self._write(ns, view, db)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+        if generation is not None:
+            self._ring(generation)
+        return result
+
+    def _write(self, ns: str, view: View, db: sqlite3.Connection) -> int | None:
+        """Put what ``fn`` wrote into the open transaction; the new generation, where it moves."""
+        if view.config_written:
+            db.execute("INSERT OR REPLACE INTO config VALUES (?, ?)", (ns, view.config))
+        for key, data in view.written.items():
+            if data is None:
+                db.execute("DELETE FROM record WHERE ns = ? AND key = ?", (ns, key))
+            else:
+                db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", (ns, key, data))
+        if not view.touched:
+            return None
+        db.execute("UPDATE generation SET value = value + 1 WHERE ns = ''")
+        generation: int = _generation(db)
+        db.execute("INSERT OR REPLACE INTO generation VALUES (?, ?)", (ns, generation))
+        return generation
+
+    def _ring(self, generation: int) -> None:
+        if isinstance(self._bell, memoryview):
+            # One aligned 8-byte store: struct.pack_into would zero the bytes first, for all to see.
+            self._bell[0] = generation
+
+    # ── running them ──────────────────────────────────────────────────────────────────────────
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
+        """``work`` on the open database, alone in this process; every error as a :class:`StoreError`.
+
+        A long wait is cut into slices, so that it does not keep the other threads of this process out.
+        """
+        if os.getpid() != self._pid:
+            self._after_fork()
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                return self._run_slice(work, min(wait_s, _SLICE_S))
+            except StoreBusy:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.001)
+
+    def _run_slice(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
+        if not self._lock.acquire(timeout=wait_s):
+            raise StoreBusy(f"{self.path} is in use by other threads")
+        try:
+            try:
+                return self._attempt(work, wait_s)
+            except _Damaged as error:
+                self._set_aside(error)
+                return self._attempt(work, wait_s)
+        except _Damaged as error:
+            raise StoreUnavailable(f"{self.path} is damaged: {error}") from error
+        finally:
+            self._lock.release()
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
+        try:
+            db = self._db or self._open()
+            busy_ms = round(wait_s * 1000)
+            if busy_ms != self._busy_ms:
+                db.execute(f"PRAGMA busy_timeout = {busy_ms}")
+                self._busy_ms = busy_ms
+            return work(db)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StoreBusy(f"{self.path} is being written by another process")
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return _Damaged(str(error))
+        if code == sqlite3.SQLITE_ERROR and "no such table" in str(error):
+            self._close()  # emptied under us: opening it again says what it is now
+        self._next_check = float("-inf")
+        return StoreUnavailable(f"{self.path}: {error}")
+
+    def _check(self) -> None:
+        """Once a second: are these still our files, and did a commit go by without a ring?"""
+        if os.getpid() != self._pid:
+            self._after_fork()
+        if not self._lock.acquire(blocking=False):
+            return  # a thread is at work on the database; a later call looks
+        try:
+            self._next_check = self.now() + _CHECK_EVERY_S
+            try:
+                self._attempt(self._poll, 0.0)
+            except _Damaged as error:
+                self._set_aside(error)
+                self._bell = _SHUT
+        except StoreBusy:
+            pass
+        except StoreError:
+            self._bell = _SHUT  # users see another version, read, and get the error with its words
+        finally:
+            self._lock.release()
+
+    def _poll(self, db: sqlite3.Connection) -> None:
+        if self._files != self._identities(*_OUR_FILES):
+            _log.warning("%s was replaced or deleted: opening it again", self.path)
+            self._leave_old_files()
+            db = self._open()
+        (data_version,) = db.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._data_version = data_version
+            generation = _generation(db)
+            if self._bell[0] != generation:
+                self._ring(generation)
+
+    # ── opening, closing, replacing ───────────────────────────────────────────────────────────
+
+    def _open(self) -> sqlite3.Connection:
+        _require_private_directory(os.path.dirname(self.path))
+        if self._require_private_file():
+            db = self._connect()
+        else:
+            with self._exclusively():
+                if not self._require_private_file():
+                    self._create_file()
+                db = self._connect()
+        try:
+            if not self._is_ready(db):
+                with self._exclusively():
+                    if not self._is_ready(db):
+                        self._initialise(db)
+            self._bell = self._open_bell()
+            self._data_version = -1
+            self._busy_ms = round(_OPEN_WAIT_S * 1000)
+            self._ring(_generation(db))
+            self._files = self._identities(*_OUR_FILES)
+            self._side_files = self._identities(*_SIDE_FILES)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        self._next_check = self.now() + _CHECK_EVERY_S
+        return db
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=_OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
+        # Safe in WAL mode: a power cut may lose the last commits, never the file; a killed process loses nothing.
+        db.execute("PRAGMA synchronous = NORMAL")
+        return db
+
+    def _is_ready(self, db: sqlite3.Connection) -> bool:
+        """Whether the database is ours and in WAL mode; False when it is new and empty."""
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application_id == _APPLICATION_ID:
+            if version != _SCHEMA_VERSION:
+                raise StoreFormatError(
+                    f"{self.path} has schema version {version}, this release uses {_SCHEMA_VERSION}: "
+                    "run the newer release, or name another file"
+                )
+            return bool(db.execute("PRAGMA journal_mode").fetchone() == ("wal",))
+        if application_id or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise StoreFormatError(f"{self.path} is another application's database: name another file")
+        return False
+
+    def _initialise(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode = WAL")
+        if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            # Begin anywhere, so that a file that replaces another does not happen to be at its generation.
+            db.executescript(_SCHEMA.format(generation=int.from_bytes(os.urandom(5), "big")))
+
+    def _create_file(self) -> None:
+        for suffix in _SIDE_FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)  # of a database that is gone; they do not belong to a new one
+        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+    def _open_bell(self) -> memoryview:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.path + ".bell", flags, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if size < _BELL_BYTES:
+                # Written, not truncated to size: on a full disk a hole is a SIGBUS when the bell rings.
+                os.pwrite(fd, bytes(_BELL_BYTES - size), size)
+                os.fsync(fd)
+            return memoryview(mmap.mmap(fd, _BELL_BYTES)).cast("Q")
+        finally:
+            os.close(fd)
+
+    def _require_private_file(self) -> bool:
+        """Whether the database exists, and is a file of ours that nobody else can open."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreUnavailable(f"{self.path} is not a regular file: name a file, not a link to one")
+        if found.st_uid != os.geteuid():
+            raise StoreUnavailable(
+                f"{self.path} belongs to user {found.st_uid}, this process is user {os.geteuid()}: "
+                "run as the user that owns the store (sudo -u …)"
+            )
+        if found.st_mode & 0o077:
+            # By path: opening and closing the file would drop the locks of another connection to it.
+            os.chmod(self.path, 0o600)
+        return True
+
+    def _identities(self, *suffixes: str) -> dict[str, _Identity | None]:
+        return {suffix: _identity(self.path + suffix) for suffix in suffixes}
+
+    def _leave_old_files(self) -> None:
+        """Close a database whose file is gone or another one.
+
+        Its -wal and -shm, where they are still there, do not belong to the file that has its name now.
+        """
+        with self._exclusively():
+            if self._files[""] != _identity(self.path):
+                for suffix, ours in self._side_files.items():
+                    if ours is not None and ours == _identity(self.path + suffix):
+                        os.unlink(self.path + suffix)
+            self._close()
+
+    def _set_aside(self, error: _Damaged) -> None:
+        """Move a damaged database out of the way, once for all processes, and open a new one."""
+        aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        try:
+            before = self._files.get("") or _identity(self.path)
+            self._close()
+            if not os.path.lexists(self.path + ".bell"):
+                raise StoreUnavailable(f"{self.path} is not a store ({error}): name another file") from error
+            with self._exclusively():
+                if before != _identity(self.path):
+                    return  # another process was faster
+                for suffix in ("", *_SIDE_FILES):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(self.path + suffix, aside + suffix)
+        except OSError as failure:
+            raise StoreUnavailable(f"{self.path} is damaged and cannot be moved: {failure}") from failure
+        _log.error(
+            "%s is damaged (%s): moved to %s and begun anew from a running worker's copy or the settings; "
+            "changes made at run time are lost unless a running worker has them",
+            self.path,
+            error,
+            aside,
+        )
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lock file: one process at a time creates, replaces or sets aside."""
+        # A descriptor of its own each time: one inherited over a fork would exclude nobody.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.path + ".lock", flags, 0o600)
+        try:
+            deadline = time.monotonic() + _OPEN_WAIT_S
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StoreBusy(f"another process held {self.path}.lock for {_OPEN_WAIT_S:g} s") from None
+                    time.sleep(0.005)
+            yield
+        finally:
+            os.close(fd)
+
+    def _close(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
+
+    # ── forks ─────────────────────────────────────────────────────────────────────────────────
+
+    def _before_fork(self) -> None:
+        """No connection may cross a fork: SQLite in the child would believe in locks it does not hold."""
+        self._lock_held_for_fork = self._lock.acquire(timeout=1.0)
+        if self._lock_held_for_fork:
+            self._close()
+
+    def _after_fork_in_parent(self) -> None:
+        if self._lock_held_for_fork:
+            self._lock_held_for_fork = False
+            self._lock.release()
+
+    def _after_fork(self) -> None:
+        """In the child. Servers that fork without Python's hooks (uWSGI) get here by the changed pid."""
+        idle = self._lock_held_for_fork or self._lock.acquire(blocking=False)
+        self._lock = threading.Lock()
+        self._lock_held_for_fork = False
+        self._pid = os.getpid()
+        if idle:
+            self._close()
+        elif self._db is not None:
+            _leaked.append(self._db)  # in use by a thread that is not here: it cannot even be closed
+            self._db = None
+
+
+def _generation(db: sqlite3.Connection) -> int:
+    (value,) = db.execute("SELECT value FROM generation WHERE ns = ''").fetchone()
+    return int(value)
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return _Identity(found.st_dev, found.st_ino)
+
+
+def _require_private_directory(directory: str) -> None:
+    """Create the directory if need be; refuse one in which others could put files in our place.
+
+    :raises StoreUnavailable: saying what to do.
+    """
+    missing = []
+    current = directory
+    while not os.path.lexists(current):
+        missing.append(current)
+        current = os.path.dirname(current)
+    _require_safe_ancestors(current, directory)
+    for path in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # another worker starts at the same time
+            os.mkdir(path, 0o700)
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode):
+        raise StoreUnavailable(f"{directory} is not a directory: the store needs one of its own there")
+    if found.st_uid != os.geteuid():
+        raise StoreUnavailable(
+            f"{directory} belongs to user {found.st_uid}, this process is user {os.geteuid()}: "
+            "give the store a directory of its own user, or run as that user (sudo -u …)"
+        )
+    if found.st_mode & 0o022:
+        raise StoreUnavailable(
+            f"others can write in {directory}: give the store a directory of its own (chmod 700 {directory})"
+        )
+
+
+def _require_safe_ancestors(path: str, directory: str) -> None:
+    while True:
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            raise StoreUnavailable(
+                f"{path} is a symbolic link: name the store's real place, {os.path.realpath(directory)}"
+            )
+        others_write = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
+        if others_write and path != directory:
+            raise StoreUnavailable(
+                f"everyone can write in {path}, above the store: name a place in a directory that only "
+                "its owner can change"
+            )
+        parent = os.path.dirname(path)
+        if parent == path:
+            return
+        path = parent
+
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+_leaked: list[sqlite3.Connection] = []
+
+
+def _for_all(method: Callable[[SqliteStore], None]) -> Callable[[], None]:
+    def run() -> None:
+        for store in list(_stores):
+            method(store)
+
+    return run
+
+
+os.register_at_fork(
+    before=_for_all(SqliteStore._before_fork),
+    after_in_parent=_for_all(SqliteStore._after_fork_in_parent),
+    after_in_child=_for_all(SqliteStore._after_fork),
+)

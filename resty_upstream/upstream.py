@@ -1,0 +1,285 @@
+"""The facade: an upstream is a named set of pools in one store."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+
+from msgspec.structs import replace
+
+from resty_upstream.attempts import Attempts
+from resty_upstream.connectors import Connectable, Connected
+from resty_upstream.context import RequestContext, active
+from resty_upstream.errors import InvalidConfig
+from resty_upstream.events import EventName, Listener, Listeners
+from resty_upstream.methods import find_method
+from resty_upstream.model import Definition, identifier, parse_duration_s, pools_from_dicts
+from resty_upstream.replica import Edit, Replica, nothing
+from resty_upstream.selection import Explanation
+from resty_upstream.state import Revive
+from resty_upstream.stores import Store, open_store
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from resty_upstream.methods import Key
+
+T = TypeVar("T")
+C = TypeVar("C", bound=Connectable)
+
+_STORE_MEMBERS: Final = ("version", "read", "transact", "lease", "release", "now", "close", "clock_id")
+
+
+class Upstream:
+    """Pools of hosts, balanced and watched together with every other process that uses the store.
+
+    :param store: a URL (``sqlite:///absolute/path``, ``memory://``) or a store object. Nothing is opened
+        before the first use, in the process that uses it.
+    :param id: the name of this upstream in the store; a store may hold several.
+    :param pools: what :meth:`configure` takes, to be configured at the first use. The first use being a
+        request that finds the store broken, the request is served from these pools.
+    :param total_timeout: what all attempts of one call may take together: milliseconds, a timedelta, or
+        text with a unit.
+    :param last_resort: whether hosts that failed are tried, oldest failure first and at most three, when no
+        host is available at all.
+    :raises InvalidConfig: naming every problem.
+    """
+
+    def __init__(
+        self,
+        store: str | Store,
+        id: str = "default",
+        *,
+        pools: Mapping[Any, Any] | None = None,
+        total_timeout: float | str | timedelta = "15s",
+        last_resort: bool = True,
+    ) -> None:
+        self.id = identifier(id, "the id of an upstream")
+        self.total_timeout_s = parse_duration_s(total_timeout, "total_timeout", bare="ms")
+        if not isinstance(last_resort, bool):
+            raise InvalidConfig(f"last_resort must be true or false, not {last_resort!r}")
+        self.last_resort = last_resort
+        self.store = open_store(store) if isinstance(store, str) else _require_store(store)
+        self._listeners = Listeners()
+        self.replica = Replica(self.store, self.id, self._listeners)
+        self._outside = RequestContext(self, finished=True)
+        if pools is not None:
+            self.replica.declare(_definition(pools))
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.id!r} in {self.store!r}>"
+
+    @property
+    def configured(self) -> bool:
+        """Whether the store held pools of this upstream already when it was opened.
+
+        :raises StoreError: when the store cannot be read.
+        """
+        return self.replica.read_configured()
+
+    def configure(self, pools: Mapping[Any, Any]) -> None:
+        """Declare the configuration, in one transaction.
+
+        Merged three ways with what was declared last and what was changed at run time since: a declaration
+        that changed wins over an older run-time change, one that is as it was leaves run-time changes alone.
+        Hosts that stay keep their health.
+
+        :param pools: pools by id, in the form of :meth:`get_pools`; health may be left out, and counts for
+            hosts that are new.
+        :raises InvalidConfig: naming every problem; nothing is stored then.
+        :raises StoreError: when the store cannot be used. The declaration takes effect when it can.
+        """
+        self.replica.declare(_definition(pools))
+        self.replica.commit(nothing)
+
+    # ── connecting ────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def connect(self, client: None = None, *, key: Key | None = None) -> Connected[socket.socket]: ...
+    @overload
+    def connect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...
+    @overload
+    def connect(self, client: Callable[[str, int, float], T], *, key: Key | None = None) -> Connected[T]: ...
+
+    def connect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
+        """Connect to a host: pools by priority, hosts by the pool's method, on to the next where one fails.
+
+        :param client: what is to be connected.
+
+            * nothing: a new ``socket.socket``, with the pool's timeout set;
+            * a ``socket.socket``: the same object comes back connected, its options kept, even when the
+              first hosts failed;
+            * an ``http.client.HTTPConnection``: connected; it keeps its own name for ``Host`` and TLS;
+            * an object with ``connect(host, port)`` and ``set_timeout(seconds)`` or ``settimeout(seconds)``;
+            * a callable ``(host, port, timeout_s)``: called for each attempt; what it returns comes back, an
+              exception is classified. The way to wrap TLS, or to do a whole exchange per attempt;
+            * a type that :func:`resty_upstream.register_connector` knows.
+        :param key: for methods that hash it; the context's key (a web request's client address) if not given.
+        :returns: ``(client, info)``, with ``info.host``, ``info.pool``, ``info.attempts``, ``info.last_resort``.
+        :raises NoHostAvailable: when every host that may be tried failed, or the deadline is over.
+        :raises TypeError: for a client of another kind.
+
+        Outside a context what was found is recorded before this returns or raises.
+        """
+        return cast("Connected[Any]", self._context().connect(client, key=key))
+
+    @overload
+    async def aconnect(
+        self, client: None = None, *, key: Key | None = None
+    ) -> Connected[tuple[asyncio.StreamReader, asyncio.StreamWriter]]: ...
+    @overload
+    async def aconnect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...
+    @overload
+    async def aconnect(
+        self, client: Callable[[str, int, float], Awaitable[T]], *, key: Key | None = None
+    ) -> Connected[T]: ...
+
+    async def aconnect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
+        """As :meth:`connect`, for asyncio.
+
+        Nothing given: ``(reader, writer)`` as :func:`asyncio.open_connection` returns them. A socket comes
+        back connected and non-blocking. Callables return awaitables, ``connect`` of an object may be a
+        coroutine function; both are ended when the attempt's time is over. A cancelled call counts for
+        nothing, and gives back what it held.
+        """
+        return cast("Connected[Any]", await self._context().aconnect(client, key=key))
+
+    def attempts(self, *, key: Key | None = None) -> Attempts:
+        """Failover around any call of any library, sync or async::
+
+            for attempt in upstream.attempts():
+                with attempt as host:
+                    return call(host.host, host.port, timeout=attempt.timeout_s)
+
+        An exception that counts as the host's failure is swallowed, and the loop goes on; any other is raised
+        as it is. The iterator ends after a success, and raises :class:`NoHostAvailable` when no host is left.
+        Give the client ``attempt.timeout_s``: a timeout sooner than that is the caller's own, and counts for
+        nothing.
+        """
+        return self._context().attempts(key=key)
+
+    def _context(self) -> RequestContext:
+        return active(self) or self._outside
+
+    # ── a unit of work ────────────────────────────────────────────────────────────────────────
+
+    def context(self, key: Key | Callable[[], Key | None] | None = None) -> RequestContext:
+        """One unit of work outside a web request (a task, a script), as a context manager.
+
+        :param key: what methods hash when ``connect`` is given no key: a value, or a callable that is asked
+            when it is needed.
+
+        ``connect`` and the others, called on this upstream inside it, belong to it; :meth:`post_process` runs
+        at its end.
+        """
+        return RequestContext(self, key)
+
+    def post_process(self) -> None:
+        """Share what the current context saw of hosts. A second call finds nothing."""
+        self._context().post_process()
+
+    # ── looking ───────────────────────────────────────────────────────────────────────────────
+
+    def get_pools(self) -> dict[str, dict[str, Any]]:
+        """All pools with their hosts and health, as plain dicts in the shape of lua-resty-upstream.
+
+        A copy: changing it changes nothing. While the store fails, what this process knows.
+        """
+        return self.replica.describe()
+
+    def explain(self, key: Key | None = None) -> Explanation:
+        """What ``connect`` would do now, and why: every pool and host with the reason it is taken or passed over.
+
+        ``str()`` of it is a text for people. Nothing is connected, and no method moves on.
+        """
+        return self._context().explain(key)
+
+    def bind(self, event: EventName, func: Listener) -> None:
+        """Call ``func(event)`` at every ``host_up`` or ``host_down`` that this process causes.
+
+        Each transition is caused, and heard of, once across all workers: after its commit, outside every
+        lock. A function that raises is logged and does no harm.
+
+        :raises ValueError: for an unknown event.
+        :raises TypeError: for a function that is not callable.
+        """
+        self._listeners.bind(event, func)
+
+    # ── changing ──────────────────────────────────────────────────────────────────────────────
+
+    def save_pools(self, pools: Mapping[Any, Any]) -> None:
+        """Replace all pools, in one transaction. What :meth:`get_pools` returned changes nothing.
+
+        :param pools: in the form of :meth:`get_pools`. Health that is given is honoured (``up: false`` with
+            ``lastfail: 0`` takes a host down by hand); hosts for which none is given keep theirs.
+        :raises InvalidConfig: naming every problem; nothing is stored then.
+        :raises StoreError: when the store cannot be used.
+        """
+        definition = _definition(pools)
+
+        def change(edit: Edit) -> None:
+            config = replace(edit.config, pools=definition.pools)
+            self.replica.put_pools(edit, config, definition, keep=False)
+
+        self.commit(change)
+
+    def sort_pools(self, pools: Mapping[Any, Any]) -> list[str]:
+        """Take over the priorities, and the order of ties, of the pools given; nothing else of them.
+
+        :returns: the ids of all pools, the one to be tried first in front.
+        :raises InvalidConfig: naming every problem; nothing is stored then.
+        :raises StoreError: when the store cannot be used.
+        """
+        wanted = {pool.id: pool.priority for pool in _definition(pools).pools}
+        place = {pool_id: index for index, pool_id in enumerate(wanted)}
+
+        def change(edit: Edit) -> list[str]:
+            current = edit.config.pools
+            sorted_pools = sorted(
+                (replace(pool, priority=wanted.get(pool.id, pool.priority)) for pool in current),
+                key=lambda pool: (pool.priority, place.get(pool.id, len(place))),
+            )
+            edit.save(replace(edit.config, pools=tuple(sorted_pools)))
+            return [pool.id for pool in sorted_pools]
+
+        return self.commit(change)
+
+    def revive_hosts(self) -> None:
+        """Give every failed host whose time is over a clean state now; not those taken down by hand.
+
+        :raises StoreError: when the store cannot be used.
+        """
+        fact = Revive(self.store.now())
+
+        def change(edit: Edit) -> None:
+            for pool in edit.config.pools:
+                for host in pool.hosts:
+                    edit.apply(pool, host, fact)
+
+        self.commit(change)
+
+    def commit(self, change: Callable[[Edit], T]) -> T:
+        """Make a change by hand: one transaction, seen by the next request of every worker.
+
+        :raises StoreError: when the store cannot be used; nothing is stored then.
+        """
+        self.replica.snapshot()  # so that what the settings declare, and a reboot, came first
+        return self.replica.commit(change)
+
+
+def _definition(pools: Mapping[Any, Any]) -> Definition:
+    definition = pools_from_dicts(pools)
+    for pool in definition.pools:
+        find_method(pool.method, path=f"pools.{pool.id}.method")
+    return definition
+
+
+def _require_store(store: object) -> Store:
+    missing = [name for name in _STORE_MEMBERS if not hasattr(store, name)]
+    if missing:
+        raise InvalidConfig(
+            f"store must be a URL or a store object; {type(store).__name__} lacks {', '.join(missing)}"
+        )
+    return store  # type: ignore[return-value]  # has all members of the protocol
