@@ -40,7 +40,7 @@ class UpstreamAPI:
 
     # ── pools ─────────────────────────────────────────────────────────────────────────────────
 
-    def create_pool(self, id: Id, **options: Any) -> None:
+    def create_pool(self, /, id: Id, **options: Any) -> None:
         """Add a pool without hosts.
 
         :param options: ``method``, ``timeout`` (milliseconds), ``priority``, ``max_fails``, ``failed_timeout`` and
@@ -105,6 +105,7 @@ class UpstreamAPI:
 
     def add_host(
         self,
+        /,
         pool_id: Id,
         *,
         host: str,

@@ -20,11 +20,11 @@ import sys
 import time
 from collections.abc import Iterator
 from random import random
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Self
 
-from resty_upstream.errors import NoHostAvailable
+from resty_upstream.errors import NoHostAvailable, UpstreamError
 from resty_upstream.model import Host, Pool
-from resty_upstream.selection import EMPTY, Choice, Target, choices
+from resty_upstream.selection import EMPTY, Choice, Snapshot, Target, choices
 from resty_upstream.state import Failure, Release, Success
 
 if TYPE_CHECKING:
@@ -60,30 +60,18 @@ class Attempt:
     So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
     """
 
-    __slots__ = (
-        "_attempts",
-        "_began",
-        "_handled",
-        "_prober",
-        "bounded",
-        "duration_s",
-        "error",
-        "host",
-        "last_resort",
-        "outcome",
-        "pool",
-        "target",
-        "timeout_s",
-    )
-
     pool: Pool
     host: Host
     timeout_s: float
     """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
-    outcome: Outcome
+    last_resort: bool
+    outcome: Outcome = ""
     """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
-    error: BaseException | None
-    duration_s: float
+    error: BaseException | None = None
+    duration_s: float = 0.0
+    bounded: bool = False
+    """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
+    _handled: BaseException | None = None
 
     def __init__(
         self,
@@ -95,22 +83,23 @@ class Attempt:
         last_resort: bool = False,
     ) -> None:
         self._attempts = attempts
-        self.target = target
         self._began = began
         self._prober = prober
-        self._handled: BaseException | None = None
+        self.target = target
         self.last_resort = last_resort
         self.pool = target.pool
         self.host = target.host
         self.timeout_s = target.timeout_s if target.timeout_s < left_s else left_s
-        self.outcome = ""
-        self.error = None
-        self.duration_s = 0.0
-        self.bounded = False
-        """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies, as of an error that leaves a process: what happened, and no machinery."""
+        state = {name: getattr(self, name) for name in _RECORDED}
+        if self.error is not None and type(self.error).__module__ not in _PICKLABLE:
+            state["error"] = UpstreamError(_brief(self.error))
+        return state
 
     @property
     def info(self) -> Info:
@@ -170,6 +159,12 @@ class Attempt:
         return verdict
 
 
+_RECORDED: Final = ("pool", "host", "timeout_s", "last_resort", "outcome", "error", "duration_s")
+_PICKLABLE: Final = frozenset(
+    {"builtins", "socket", "ssl"}
+)  # exceptions of others may not come back from a pickle
+
+
 class Attempts(Iterator[Attempt]):
     """The hosts of one request, each as an :class:`Attempt`, until one succeeds.
 
@@ -177,30 +172,18 @@ class Attempts(Iterator[Attempt]):
         failure is its cause.
     """
 
-    __slots__ = (
-        "_choices",
-        "_current",
-        "_deadline",
-        "_key",
-        "_snapshot",
-        "answered_badly",
-        "context",
-        "done",
-        "log",
-        "now",
-    )
+    done: bool = False
+    answered_badly: bool = False
+    _choices: Iterator[Choice] | None = None
+    _current: Attempt | None = None
+    _snapshot: Snapshot = EMPTY
+    _deadline: float = 0.0
 
     def __init__(self, context: RequestContext, key: Key | None) -> None:
         self.context = context
         self.now = context.now
         self.log: list[Attempt] = []
-        self.done = False
-        self.answered_badly = False
         self._key = key
-        self._choices: Iterator[Choice] | None = None
-        self._current: Attempt | None = None
-        self._snapshot = EMPTY
-        self._deadline = 0.0
 
     def __iter__(self) -> Self:
         return self
@@ -327,6 +310,12 @@ _CUT_SHORT: Final = Verdict(counts=False, next_host=True, reason="cut short by t
 _PAUSED: Final = Verdict(counts=False, next_host=True, reason="timed out while this process was paused")
 
 _DEPTH: Final = 64  # exceptions that are looked at, whatever is linked to whatever
+_ERRNO_OF_TYPE: Final = {
+    ConnectionRefusedError: errno.ECONNREFUSED,
+    ConnectionResetError: errno.ECONNRESET,
+    ConnectionAbortedError: errno.ECONNABORTED,
+    BrokenPipeError: errno.EPIPE,
+}
 _ERRNO_IN_TEXT: Final = re.compile(r"\[Errno (\d{1,5})\]")
 
 
@@ -383,18 +372,20 @@ def _links(error: BaseException) -> list[BaseException]:
 
 def _verdict_on(error: BaseException, *, unix: bool) -> Verdict | None:
     """What one exception says by itself; None when it says nothing."""
+    if not _POOL_TIMEOUTS.isdisjoint(kind.__name__ for kind in type(error).__mro__):
+        return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
     if isinstance(error, socket.gaierror):
         return _verdict_on_lookup(error)
     if _is(error, "ssl", "SSLError"):  # an OSError whose errno is not one
         return Verdict(counts=True, next_host=True, reason=f"TLS: {type(error).__name__}", answered=True)
     if isinstance(error, OSError) and not isinstance(error, socket.herror):
-        return _verdict_on_errno(error, unix=unix)
+        verdict = _verdict_on_errno(error, unix=unix)
+        if verdict is not None:
+            return verdict
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "can't start new thread" in str(error)
     ):
         return Verdict(counts=False, next_host=False, reason=type(error).__name__)
-    if type(error).__name__ in _POOL_TIMEOUTS:
-        return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
     if isinstance(error, EOFError) or (
         _is(error, "http.client", "HTTPException") and not _is(error, "http.client", *_MISUSES)
     ):
@@ -407,13 +398,9 @@ def _verdict_on_errno(error: OSError, *, unix: bool) -> Verdict | None:
     if number is None:
         if isinstance(error, TimeoutError):
             return _TIMED_OUT
-        if type(error).__name__ in _POOL_TIMEOUTS:
-            return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
-        # asyncio puts several failures into one text: "Multiple exceptions: [Errno 111] …, [Errno 111] …"
-        match = _ERRNO_IN_TEXT.search(str(error))
-        if match is None:
+        number = _errno_in_words(error)
+        if number is None:
             return None
-        number = int(match[1])
     reason = errno.errorcode.get(number, f"errno {number}")
     if number in _OURS_ERRNO:
         return Verdict(counts=False, next_host=False, reason=reason)
@@ -424,6 +411,16 @@ def _verdict_on_errno(error: OSError, *, unix: bool) -> Verdict | None:
     if number in _BROKEN_ERRNO:
         return Verdict(counts=True, next_host=True, reason=reason, answered=True)
     return None
+
+
+def _errno_in_words(error: OSError) -> int | None:
+    """The errno that the type or the text of an error without one stands for."""
+    for kind, number in _ERRNO_OF_TYPE.items():
+        if isinstance(error, kind):
+            return number
+    # asyncio puts several failures into one text: "Multiple exceptions: [Errno 111] …, [Errno 111] …"
+    match = _ERRNO_IN_TEXT.search(str(error))
+    return int(match[1]) if match else None
 
 
 def _verdict_on_lookup(error: socket.gaierror) -> Verdict:

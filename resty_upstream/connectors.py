@@ -9,7 +9,6 @@ same, with coroutines where something waits.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import socket
 import sys
@@ -19,7 +18,6 @@ from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
-    import asyncio
     import http.client
 
     from resty_upstream.attempts import Attempt, Info
@@ -70,17 +68,15 @@ def register_connector(
     """
     if not isinstance(kind, type):
         raise TypeError(f"register_connector takes a class, not {kind!r}")
-    for registry, connector in ((_sync, connect), (_async, aconnect)):
-        if connector is not None:
-            registry.register(kind, _answering(connector))
-
-
-def _answering(value: Any) -> Callable[[Any], Any]:
-    return lambda _client: value
+    _register_loaded()  # what is known of itself, first: the last one wins
+    if connect is not None:
+        _find.register(kind, lambda _client: connect)
+    if aconnect is not None:
+        _find_async.register(kind, lambda _client: aconnect)
 
 
 @functools.singledispatch
-def _sync(client: object) -> Connector:
+def _find(client: object) -> Connector:
     if _connects_itself(client):
         return _connect_object
     if callable(client):
@@ -89,11 +85,11 @@ def _sync(client: object) -> Connector:
 
 
 @functools.singledispatch
-def _async(client: object) -> AsyncConnector:
+def _find_async(client: object) -> AsyncConnector:
     if _connects_itself(client):
-        return _aconnect_object
+        return cast("AsyncConnector", _asyncio().connect_object)
     if callable(client):
-        return _aconnect_callable
+        return cast("AsyncConnector", _asyncio().connect_callable)
     raise TypeError(f"{_ACCEPTED}; not {type(client).__name__}")
 
 
@@ -102,10 +98,13 @@ def find(client: object) -> Connector:
 
     :raises TypeError: saying what is accepted.
     """
+    # The usual cases first: singledispatch takes as long as all the rest of an attempt.
+    if client is None:
+        return _dial
     if type(client) in _FUNCTIONS:
         return _connect_callable
     _register_loaded()
-    return _sync(client)
+    return _find(client)
 
 
 def find_async(client: object) -> AsyncConnector:
@@ -114,9 +113,16 @@ def find_async(client: object) -> AsyncConnector:
     :raises TypeError: saying what is accepted.
     """
     if type(client) in _FUNCTIONS:
-        return _aconnect_callable
+        return cast("AsyncConnector", _asyncio().connect_callable)
     _register_loaded()
-    return _async(client)
+    return _find_async(client)
+
+
+def _asyncio() -> Any:
+    # Synchronous applications do without asyncio.
+    from resty_upstream import aconnectors
+
+    return aconnectors
 
 
 _FUNCTIONS: Final = frozenset({FunctionType, MethodType, BuiltinFunctionType, functools.partial})
@@ -127,9 +133,8 @@ def _register_loaded() -> None:
     if not _lazy:
         return
     for module, register in list(_lazy.items()):
-        if module in sys.modules:
+        if module in sys.modules and _lazy.pop(module, None) is not None:
             register()
-            _lazy.pop(module, None)
 
 
 def _register_http_client() -> None:
@@ -144,7 +149,13 @@ def _register_ssl() -> None:
     register_connector(SSLSocket, _refuse_ssl, aconnect=_refuse_ssl)
 
 
-_lazy: Final = {"http.client": _register_http_client, "ssl": _register_ssl}
+def _register_asyncio() -> None:
+    aconnectors = _asyncio()
+    register_connector(type(None), aconnect=aconnectors.connect_streams)
+    register_connector(socket.socket, aconnect=aconnectors.connect_socket)
+
+
+_lazy: Final = {"asyncio": _register_asyncio, "http.client": _register_http_client, "ssl": _register_ssl}
 
 
 # ── callables, and objects that connect themselves ────────────────────────────────────────────
@@ -159,18 +170,9 @@ def _connect_callable(client: Any, attempt: Attempt) -> Any:
     return result
 
 
-async def _aconnect_callable(client: Any, attempt: Attempt) -> Any:
-    from asyncio import timeout
-
-    host = attempt.host
-    result = client(host.host, host.port, attempt.timeout_s)
-    if not inspect.isawaitable(result):
-        raise TypeError(f"{client!r} returned {type(result).__name__}, not an awaitable: use connect for it")
-    async with timeout(attempt.timeout_s):
-        return await result
-
-
 def _connects_itself(client: object) -> bool:
+    if isinstance(client, type):
+        return False  # a callable that makes a client
     return callable(getattr(client, "connect", None)) and _timeout_setter(client) is not None
 
 
@@ -182,14 +184,14 @@ def _timeout_setter(client: object) -> Callable[[float], object] | None:
     return None
 
 
-def _start_object(client: Any, attempt: Attempt) -> Any:
+def start_object(client: Any, attempt: Attempt) -> Any:
     """Begin to connect an object; what its ``connect`` returned."""
     set_timeout = cast("Callable[[float], object]", _timeout_setter(client))
     set_timeout(attempt.timeout_s)
     return client.connect(attempt.host.host, attempt.host.port)
 
 
-def _settle_object(client: Any, attempt: Attempt) -> Any:
+def settle_object(client: Any, attempt: Attempt) -> Any:
     """After a connection: the pool's timeout, where less was left of the deadline."""
     if attempt.timeout_s != attempt.pool.timeout_s:
         cast("Callable[[float], object]", _timeout_setter(client))(attempt.pool.timeout_s)
@@ -197,21 +199,11 @@ def _settle_object(client: Any, attempt: Attempt) -> Any:
 
 
 def _connect_object(client: Any, attempt: Attempt) -> Any:
-    result = _start_object(client, attempt)
+    result = start_object(client, attempt)
     if type(result) is CoroutineType:
         result.close()
         raise TypeError(f"connect of {type(client).__name__} is a coroutine function: use `await …aconnect(…)`")
-    return _settle_object(client, attempt)
-
-
-async def _aconnect_object(client: Any, attempt: Attempt) -> Any:
-    from asyncio import timeout
-
-    result = _start_object(client, attempt)
-    if inspect.isawaitable(result):
-        async with timeout(attempt.timeout_s):
-            await result
-    return _settle_object(client, attempt)
+    return settle_object(client, attempt)
 
 
 # ── addresses ─────────────────────────────────────────────────────────────────────────────────
@@ -224,9 +216,16 @@ class Address(NamedTuple):
     sockaddr: Any
 
 
-@functools.lru_cache(maxsize=65_536)
-def literal_address(host: Host) -> Address | None:
-    """The address of a host that needs no look-up."""
+def literal_address(attempt: Attempt) -> Address | None:
+    """The address of a host that needs no look-up; parsed once per snapshot."""
+    target = attempt.target
+    if not target.parsed:
+        target.address = _parsed(target.host)
+        target.parsed = True
+    return cast("Address | None", target.address)
+
+
+def _parsed(host: Host) -> Address | None:
     path = host.unix_path
     if path is not None:
         return Address(socket.AF_UNIX, path)
@@ -243,14 +242,15 @@ _last_known: dict[tuple[str, int], list[Address]] = {}
 _LAST_KNOWN_LIMIT: Final = 10_000
 
 
-def _addresses_of(found: list[Any], host: Host) -> list[Address]:
+def remember_addresses(found: list[Any], host: Host) -> list[Address]:
+    """The addresses of a look-up, kept for when the resolver fails."""
     addresses = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
     if len(_last_known) < _LAST_KNOWN_LIMIT:
         _last_known[host.host, host.port] = addresses
     return addresses
 
 
-def _without_the_resolver(host: Host, error: socket.gaierror) -> list[Address]:
+def last_known_addresses(host: Host, error: socket.gaierror) -> list[Address]:
     """The last known addresses, when it is the resolver that fails and not the name."""
     known = _last_known.get((host.host, host.port))
     if known is None or error.errno not in (socket.EAI_AGAIN, socket.EAI_FAIL):
@@ -258,29 +258,15 @@ def _without_the_resolver(host: Host, error: socket.gaierror) -> list[Address]:
     return known
 
 
-def resolve(host: Host) -> list[Address]:
-    """The addresses of a host, looked up now unless it is one itself."""
-    address = literal_address(host)
+def _resolve(attempt: Attempt) -> list[Address]:
+    address = literal_address(attempt)
     if address is not None:
         return [address]
+    host = attempt.host
     try:
-        return _addresses_of(socket.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM), host)
+        return remember_addresses(socket.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM), host)
     except socket.gaierror as error:
-        return _without_the_resolver(host, error)
-
-
-async def aresolve(host: Host) -> list[Address]:
-    """As :func:`resolve`; the look-up runs in the loop's executor."""
-    from asyncio import get_running_loop
-
-    address = literal_address(host)
-    if address is not None:
-        return [address]
-    try:
-        found = await get_running_loop().getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        return _without_the_resolver(host, error)
-    return _addresses_of(found, host)
+        return last_known_addresses(host, error)
 
 
 def _try_each(addresses: list[Address], timeout_s: float, dial: Callable[[Address, float], None]) -> None:
@@ -305,17 +291,17 @@ def _try_each(addresses: list[Address], timeout_s: float, dial: Callable[[Addres
 def _dial(_client: None, attempt: Attempt) -> socket.socket:
     """A new socket, connected, with the pool's timeout."""
     attempt.bounded = True
-    timeout_s = attempt.timeout_s
-    address = literal_address(attempt.host)
+    timeout_s, pool_timeout_s = attempt.timeout_s, attempt.target.timeout_s
+    address = literal_address(attempt)
     if address is not None:
         sock = _dial_address(address, timeout_s)
-    else:
-        opened: list[socket.socket] = []
-        _try_each(resolve(attempt.host), timeout_s, lambda address, s: opened.append(_dial_address(address, s)))
-        sock = opened[0]
-    if sock.gettimeout() != attempt.pool.timeout_s:
-        sock.settimeout(attempt.pool.timeout_s)
-    return sock
+        if timeout_s != pool_timeout_s:
+            sock.settimeout(pool_timeout_s)
+        return sock
+    opened: list[socket.socket] = []
+    _try_each(_resolve(attempt), timeout_s, lambda address, s: opened.append(_dial_address(address, s)))
+    opened[0].settimeout(pool_timeout_s)
+    return opened[0]
 
 
 def _dial_address(address: Address, timeout_s: float) -> socket.socket:
@@ -331,30 +317,31 @@ def _dial_address(address: Address, timeout_s: float) -> socket.socket:
 
 def _connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
     attempt.bounded = True
-    bound = _bound_address(sock)
+    bound = bound_address(sock)
 
     def dial(address: Address, timeout_s: float) -> None:
-        _fit(sock, address)
+        fit(sock, address)
         sock.settimeout(timeout_s)
         try:
             sock.connect(address.sockaddr)
         except BaseException:
-            _renew(sock, sock.family, bound)
+            renew(sock, sock.family, bound)
             raise
 
-    _try_each(resolve(attempt.host), attempt.timeout_s, dial)
+    _try_each(_resolve(attempt), attempt.timeout_s, dial)
     sock.settimeout(attempt.pool.timeout_s)
     return sock
 
 
-def _fit(sock: socket.socket, address: Address) -> None:
+def fit(sock: socket.socket, address: Address) -> None:
+    """Make a socket one of the address's family."""
     if sock.type != socket.SOCK_STREAM:
         raise TypeError("connect takes a stream socket (SOCK_STREAM)")
     if sock.family != address.family:
-        _renew(sock, address.family, None)
+        renew(sock, address.family, None)
 
 
-def _renew(sock: socket.socket, family: int, bound: Any) -> None:
+def renew(sock: socket.socket, family: int, bound: Any) -> None:
     """Put a fresh descriptor under a socket object, with the number and the options of the old one.
 
     After a connect that failed or timed out a descriptor cannot be used again: the next connect gives
@@ -370,7 +357,7 @@ def _renew(sock: socket.socket, family: int, bound: Any) -> None:
         sock.bind(bound)
 
 
-def _bound_address(sock: socket.socket) -> Any:
+def bound_address(sock: socket.socket) -> Any:
     """The local address that a socket not yet connected was bound to; None where it was not."""
     name = sock.getsockname()
     if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -409,82 +396,6 @@ def _copy_options(old: socket.socket, new: socket.socket) -> None:
             continue  # not an option of this family
 
 
-# ── asyncio ───────────────────────────────────────────────────────────────────────────────────
-
-
-async def _aconnect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    from asyncio import open_connection, timeout
-
-    async with timeout(attempt.timeout_s):
-        sock = await _adial(attempt)
-        try:
-            return await open_connection(sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-
-
-async def _adial(attempt: Attempt) -> socket.socket:
-    attempt.bounded = True
-    addresses = await aresolve(attempt.host)
-    if len(addresses) == 1:
-        return await _adial_address(addresses[0])
-    return await _atry_each(addresses, attempt.timeout_s, _adial_address)
-
-
-async def _adial_address(address: Address) -> socket.socket:
-    from asyncio import get_running_loop
-
-    sock = socket.socket(address.family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        await get_running_loop().sock_connect(sock, address.sockaddr)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-T = TypeVar("T")
-
-
-async def _atry_each(addresses: list[Address], timeout_s: float, dial: Callable[[Address], Awaitable[T]]) -> T:
-    """As :func:`_try_each`."""
-    from asyncio import timeout
-
-    deadline = time.monotonic() + timeout_s
-    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        try:
-            async with timeout(max(0.001, (deadline - time.monotonic()) / left)):
-                return await dial(address)
-        except OSError:
-            if left == 1:
-                raise
-    raise OSError(f"no address among {addresses!r}")
-
-
-async def _aconnect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
-    from asyncio import get_running_loop, timeout
-
-    attempt.bounded = True
-    loop = get_running_loop()
-    bound = _bound_address(sock)
-
-    async def dial(address: Address) -> socket.socket:
-        _fit(sock, address)
-        sock.setblocking(False)
-        try:
-            await loop.sock_connect(sock, address.sockaddr)
-        except BaseException:
-            _renew(sock, sock.family, bound)
-            sock.setblocking(False)
-            raise
-        return sock
-
-    async with timeout(attempt.timeout_s):
-        return await _atry_each(await aresolve(attempt.host), attempt.timeout_s, dial)
-
-
 # ── http.client, ssl ──────────────────────────────────────────────────────────────────────────
 
 
@@ -497,7 +408,14 @@ def _connect_http(connection: http.client.HTTPConnection, attempt: Attempt) -> h
     connection.auto_open = 0
     # The hook through which http.client makes its socket; tunnel, TLS and TCP_NODELAY stay its own work.
     hooked = cast("Any", connection)
-    hooked._create_connection = lambda *_args, **_kwargs: _dial(None, attempt)
+    deadline = time.monotonic() + attempt.timeout_s
+
+    def dial(*_args: object, **_kwargs: object) -> socket.socket:
+        sock = _dial(None, attempt)
+        sock.settimeout(max(0.001, deadline - time.monotonic()))  # for the handshake that follows
+        return sock
+
+    hooked._create_connection = dial
     try:
         connection.connect()
     except BaseException:
@@ -505,8 +423,8 @@ def _connect_http(connection: http.client.HTTPConnection, attempt: Attempt) -> h
         raise
     finally:
         del hooked._create_connection
-    if isinstance(connection.timeout, int | float):
-        connection.sock.settimeout(connection.timeout)
+    own = connection.timeout
+    connection.sock.settimeout(own if isinstance(own, int | float) else attempt.pool.timeout_s)
     return connection
 
 
@@ -521,5 +439,5 @@ def _refuse_ssl(_sock: object, _attempt: object) -> NoReturn:
     )
 
 
-register_connector(type(None), _dial, aconnect=_aconnect_streams)
-register_connector(socket.socket, _connect_socket, aconnect=_aconnect_socket)
+register_connector(type(None), _dial)
+register_connector(socket.socket, _connect_socket)

@@ -33,7 +33,8 @@ _active: ContextVar[tuple[RequestContext, ...]] = ContextVar("resty_upstream", d
 
 def active(upstream: Upstream) -> RequestContext | None:
     """The innermost context of ``upstream`` that was entered here."""
-    for context in reversed(_active.get()):
+    entered = _active.get()
+    for context in reversed(entered) if entered else ():
         if context.upstream is upstream:
             return context
     return None
@@ -151,7 +152,14 @@ class RequestContext:
         """See :meth:`resty_upstream.Upstream.explain`."""
         replica = self.upstream.replica
         wanted = key if key is not None else self.key()
-        return explain(replica.snapshot(), wanted, self.now(), last_resort=self.upstream.last_resort)
+        snapshot = replica.snapshot()
+        return explain(
+            snapshot,
+            wanted,
+            self.now(),
+            excluded=self.excluded(snapshot),
+            last_resort=self.upstream.last_resort,
+        )
 
     def get_pools(self) -> dict[str, dict[str, Any]]:
         """See :meth:`resty_upstream.Upstream.get_pools`."""

@@ -90,6 +90,9 @@ class NoHostAvailable(UpstreamError, ConnectionError):
         self.attempts = tuple(attempts)
         self.status_hint = status_hint
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, tuple[Attempt, ...], int]]:
+        return type(self), (str(self), self.attempts, self.status_hint)
+
 
 class StoreError(UpstreamError):
     """Something is wrong with the shared store."""

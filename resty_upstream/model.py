@@ -11,6 +11,7 @@ Each option's type, bounds and the words of its error message stand once, on the
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 import unicodedata
@@ -31,7 +32,7 @@ Milliseconds = Annotated[
     float,
     Meta(
         description="a number of milliseconds above 0, up to a year, a timedelta, or text like '250ms'",
-        gt=0,
+        ge=0.001,
         le=_YEAR_S * 1000,
     ),
 ]
@@ -39,12 +40,13 @@ Seconds = Annotated[
     float,
     Meta(
         description="a number of seconds above 0, up to a year, a timedelta, or text like '10s'",
-        gt=0,
+        ge=0.000_001,
         le=_YEAR_S,
     ),
 ]
 Flag = Annotated[bool, Meta(description="true or false")]
-Count = Annotated[int, Meta(description="a number from 0 to 1000000", ge=0, le=1_000_000)]
+COUNT_LIMIT: Final = 1_000_000
+Count = Annotated[int, Meta(description=f"a number from 0 to {COUNT_LIMIT}", ge=0, le=COUNT_LIMIT)]
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -200,7 +202,7 @@ def _whole_if_possible(value: Any) -> Any:
 # ── addresses and ids ─────────────────────────────────────────────────────────────────────────
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
-_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]{1,30})?")
+_SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,30}")
 _UNIX_PATH_BYTES: Final = 107  # sun_path of Linux, less the closing NUL
 
 
@@ -211,15 +213,23 @@ def _address(value: object) -> str | None:
     if value.startswith("unix:"):
         path = value[5:]
         return value if path.startswith("/") and len(path.encode()) <= _UNIX_PATH_BYTES else None
-    if value.startswith("[") and value.endswith("]"):
-        value = value[1:-1]
     if ":" in value:
-        return value if value.count(":") > 1 and _IPV6.fullmatch(value) else None
+        inside = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+        return inside if _is_ipv6(inside) else None
     try:
         ascii_name = value.encode("idna").decode("ascii")
     except UnicodeError:
         return None
     return value if len(ascii_name) <= 253 and _HOST_NAME.fullmatch(ascii_name) else None
+
+
+def _is_ipv6(text: str) -> bool:
+    digits, percent, scope = text.partition("%")
+    try:
+        ipaddress.IPv6Address(digits)
+    except ValueError:
+        return False
+    return not percent or _SCOPE.fullmatch(scope) is not None
 
 
 def _has_control_characters(text: str) -> bool:
@@ -444,20 +454,23 @@ def merge(base: Pools, declared: Pools, current: Pools) -> Pools:
     ``base`` is what was declared last time. An option that is declared as it was before keeps its
     run-time value; one whose declaration changed takes the declared value. The same goes for the
     presence of hosts and pools: what was removed at run time stays away until its declaration
-    changes, what was added at run time stays, what is no longer declared goes.
+    changes, what was added at run time stays, what is no longer declared goes. What is declared for the
+    first time is as declared, whatever there is of that id.
     """
     return _merge_all(base, declared, current, _merge_pool)
 
 
-def _merge_pool(base: Pool, declared: Pool, current: Pool) -> Pool:
-    hosts = _merge_all(base.hosts, declared.hosts, current.hosts, _merge_options)
+def _merge_pool(base: Pool | None, declared: Pool, current: Pool) -> Pool:
+    hosts = _merge_all(base.hosts if base else (), declared.hosts, current.hosts, _merge_options)
     return msgspec.structs.replace(_merge_options(base, declared, current), hosts=hosts)
 
 
 _S = TypeVar("_S", Pool, Host)
 
 
-def _merge_options(base: _S, declared: _S, current: _S) -> _S:
+def _merge_options(base: _S | None, declared: _S, current: _S) -> _S:
+    if base is None:
+        return declared
     changed = {
         name: getattr(declared, name)
         for name in declared.__struct_fields__
@@ -470,7 +483,7 @@ def _merge_all(
     base: tuple[_N, ...],
     declared: tuple[_N, ...],
     current: tuple[_N, ...],
-    merge_one: Callable[[_N, _N, _N], _N],
+    merge_one: Callable[[_N | None, _N, _N], _N],
 ) -> tuple[_N, ...]:
     before = {item.id: item for item in base}
     now = {item.id: item for item in declared}
@@ -479,10 +492,8 @@ def _merge_all(
         if item.id not in now:
             if item.id not in before:
                 merged[item.id] = item
-        elif item.id in before:
-            merged[item.id] = merge_one(before[item.id], now[item.id], item)
         else:
-            merged[item.id] = now[item.id]
+            merged[item.id] = merge_one(before.get(item.id), now[item.id], item)
     for item in declared:
         if item.id not in merged and before.get(item.id) != item:
             merged[item.id] = item

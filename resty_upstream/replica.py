@@ -153,7 +153,6 @@ class Replica:
 
     def _reset(self) -> None:
         """What a process must have of its own: locks, randomness, its queue, its positions."""
-        self._pid = os.getpid()
         self._seen: int | None = None
         self._retry_at = float("-inf")
         self._reload_lock = threading.Lock()
@@ -162,6 +161,14 @@ class Replica:
         self._queue = {}
         self._claim_again_at: dict[str, float] = {}
         self._forked = True  # the next snapshot starts at positions of its own
+        self._pid = os.getpid()
+
+    def _own(self) -> None:
+        """Notice a fork that ran no hooks (uWSGI). Off the hot path: such a process comes by here first."""
+        if self._pid != os.getpid():
+            with _fork_guard:
+                if self._pid != os.getpid():
+                    self._reset()
 
     def declare(self, definition: Definition) -> None:
         """Have the next transaction of this process merge these pools into the stored ones."""
@@ -178,6 +185,7 @@ class Replica:
         return self._reload(version)
 
     def _reload(self, version: int) -> Snapshot:
+        self._own()
         if self.now() < self._retry_at:
             return self._snapshot
         events: list[HostEvent] = []
@@ -271,6 +279,7 @@ class Replica:
         return result
 
     def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
+        self._own()
         queued = self._take_queue()
 
         def work(view: View) -> tuple[T, list[HostEvent]]:
@@ -405,6 +414,7 @@ class Replica:
     # ── the queue ─────────────────────────────────────────────────────────────────────────────
 
     def _enqueue(self, observation: Observation) -> None:
+        self._own()
         with self._queue_lock:
             _coalesce(self._queue.setdefault(observation.target.key, []), observation)
 
@@ -524,6 +534,7 @@ def _patience_s() -> float:
     return _PATIENCE_S
 
 
+_fork_guard = threading.Lock()
 _replicas: weakref.WeakSet[Replica] = weakref.WeakSet()
 
 

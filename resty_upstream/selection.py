@@ -23,7 +23,19 @@ LAST_RESORT_ATTEMPTS: Final = 3
 class Target:
     """A host in its pool, with its state: what a method picks."""
 
-    __slots__ = ("available", "host", "id", "key", "pool", "spotless", "state", "timeout_s", "weight")
+    __slots__ = (
+        "address",
+        "available",
+        "host",
+        "id",
+        "key",
+        "parsed",
+        "pool",
+        "spotless",
+        "state",
+        "timeout_s",
+        "weight",
+    )
 
     def __init__(self, pool: Pool, host: Host, state: HostState) -> None:
         self.pool = pool
@@ -36,6 +48,9 @@ class Target:
         self.available = state.up
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
+        self.parsed = False
+        self.address: object = None
+        """What the connectors make of the host's address, once they were asked."""
 
     def __repr__(self) -> str:
         return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
@@ -55,6 +70,10 @@ class PoolPlan:
         self.failed = tuple(
             host for host in hosts if host.state.failed and (host.weight > 0 or not someone_weighted)
         )
+
+    def due(self, now: float) -> Target | None:
+        """The first failed host that a request may probe."""
+        return next((target for target in self.failed if target.state.due(now)), None)
 
     def pick(self, key: Callable[[], Key | None], tried: Container[Candidate]) -> Target | None:
         """The method's next host."""
@@ -161,6 +180,10 @@ def choices(
         while (picked := plan.pick(key, tried)) is not None:
             tried.add(picked)
             yield Choice(picked)
+        for target in plan.hosts:  # spares: those that have no share while a host with a weight is available
+            if target.available and target not in tried:
+                tried.add(target)
+                yield Choice(target)
     if last_resort:
         failed = (target for plan in snapshot.plans for target in plan.hosts if target.state.failed)
         oldest_first = sorted(failed, key=lambda target: target.state.failed_at)
@@ -205,10 +228,15 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(snapshot: Snapshot, key: Key | None, now: float, *, last_resort: bool) -> Explanation:
-    """Every pool and host, with the reason it is taken or passed over by a request with this key."""
+def explain(
+    snapshot: Snapshot, key: Key | None, now: float, *, excluded: set[Target], last_resort: bool
+) -> Explanation:
+    """Every pool and host, with the reason it is taken or passed over by a request with this key.
+
+    :param excluded: hosts on which the request failed already.
+    """
     plans = {plan.pool.id: plan for plan in snapshot.plans}
-    used = next((plan for plan in snapshot.plans if any(h.available for h in plan.hosts)), None)
+    used = next((plan for plan in snapshot.plans if _first_choice(plan, now, excluded)), None)
     in_order = [plan.pool for plan in snapshot.plans]
     in_order += [pool for pool in snapshot.pools if pool.id not in plans]
     pools = []
@@ -216,42 +244,59 @@ def explain(snapshot: Snapshot, key: Key | None, now: float, *, last_resort: boo
         hosts = tuple(snapshot.targets[record_key(pool.id, host.id)] for host in pool.hosts)
         weighted = any(host.available and host.weight for host in hosts)
         total = sum((host.weight if weighted else 1) for host in hosts if host.available) or 1
-        keyed = _keyed_pick(plans.get(pool.id), key)
-        reasons = tuple(_host_reason(host, total, weighted, keyed, now) for host in hosts)
-        pools.append(PoolReason(pool, used is not None and used.pool is pool, "", reasons))
-    return Explanation(
-        tuple(p._replace(reason=_pool_reason(p, plans, used)) for p in pools),
-        _summary(snapshot, used, last_resort),
-    )
+        keyed = _keyed_pick(plans.get(pool.id), key, excluded)
+        reasons = tuple(
+            HostReason(host.host, False, 0.0, "passed over: this request failed on it")
+            if host in excluded
+            else _host_reason(host, total, weighted, keyed, now)
+            for host in hosts
+        )
+        reason = _pool_reason(pool, plans.get(pool.id), used)
+        pools.append(PoolReason(pool, used is not None and used.pool is pool, reason, reasons))
+    return Explanation(tuple(pools), _summary(snapshot, used, excluded, now, last_resort))
 
 
-def _keyed_pick(plan: PoolPlan | None, key: Key | None) -> Target | None:
+def _first_choice(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
+    """A host of the pool that a request would try, were the pool the first."""
+    due = plan.due(now)
+    if due is not None and due not in excluded:
+        return due
+    return next((host for host in plan.hosts if host.available and host not in excluded), None)
+
+
+def _keyed_pick(plan: PoolPlan | None, key: Key | None, excluded: set[Target]) -> Target | None:
     if plan is None or key is None or not plan.method.uses_key:
         return None
-    return plan.pick(lambda: key, set())
+    return plan.pick(lambda: key, excluded)
 
 
-def _summary(snapshot: Snapshot, used: PoolPlan | None, last_resort: bool) -> str:
+def _summary(
+    snapshot: Snapshot, used: PoolPlan | None, excluded: set[Target], now: float, last_resort: bool
+) -> str:
     if used is not None:
+        due = used.due(now)
+        if due is not None and due not in excluded:
+            return f"connect tries pool {used.pool.id} first, and there host {due.id}: it is time to probe it"
         return f"connect tries pool {used.pool.id} first"
     if not snapshot.pools:
         return "connect fails: there are no pools"
-    failed = sum(target.state.failed for plan in snapshot.plans for target in plan.hosts)
+    hosts = (host for plan in snapshot.plans for host in plan.hosts)
+    failed = sum(host.state.failed and host not in excluded for host in hosts)
     if failed and last_resort:
         return f"no host is available: as a last resort, connect tries {min(failed, LAST_RESORT_ATTEMPTS)} failed"
     return "connect fails: no host is available"
 
 
-def _pool_reason(reason: PoolReason, plans: Mapping[str, PoolPlan], used: PoolPlan | None) -> str:
-    if reason.pool.id not in plans:
+def _pool_reason(pool: Pool, plan: PoolPlan | None, used: PoolPlan | None) -> str:
+    if plan is None:
         return "passed over: the pool is down"
-    if not reason.hosts:
+    if not pool.hosts:
         return "passed over: it has no hosts"
-    if reason.used:
-        return "used: the first in order with an available host"
-    if not any(host.up for host in reason.hosts):
+    if plan is used:
+        return "used: the first in order with a host to try"
+    if not any(host.available for host in plan.hosts):
         return "passed over: none of its hosts is available"
-    return f"in reserve behind pool {used.pool.id}" if used else "in reserve"
+    return f"in reserve behind pool {used.pool.id}" if used else "passed over: this request failed on its hosts"
 
 
 def _host_reason(target: Target, total: int, weighted: bool, keyed: Target | None, now: float) -> HostReason:

@@ -36,7 +36,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from resty_upstream.errors import StoreFormatError
-from resty_upstream.model import GivenHealth, Pool
+from resty_upstream.model import COUNT_LIMIT, GivenHealth, Pool
 
 
 class Status(StrEnum):
@@ -194,7 +194,7 @@ def _count(state: HostState, fact: Failure, rules: Rules) -> Change:
     if fact.began < state.changed_at:
         return Change(state)
     in_a_row = state.failcount > 0 and fact.at - state.failed_at <= rules.failed_timeout_s
-    failcount = state.failcount + 1 if in_a_row else 1
+    failcount = _one_more(state) if in_a_row else 1
     counted = replace(
         state,
         failcount=failcount,
@@ -205,6 +205,10 @@ def _count(state: HostState, fact: Failure, rules: Rules) -> Change:
     if 0 < rules.max_fails <= failcount:
         return _fail(counted, fact, rules)
     return Change(counted, routing=state.failcount == 0)
+
+
+def _one_more(state: HostState) -> int:
+    return min(state.failcount + 1, COUNT_LIMIT)
 
 
 def _fail(state: HostState, fact: Failure, rules: Rules) -> Change:
@@ -228,7 +232,7 @@ def _probe_failed(state: HostState, fact: Failure, rules: Rules) -> Change:
         return Change(state)  # a last resort, or a prober whose lease went to another
     counted = replace(
         state,
-        failcount=state.failcount + 1,
+        failcount=_one_more(state),
         failed_at=fact.at,
         lastfail=max(fact.wall, state.lastfail),
         reason=fact.reason,

@@ -7,8 +7,8 @@ Files, all in one private directory::
     upstreams.db.lock   flock held while the database is created, replaced or set aside
 
 ``version()`` reads the bell: one load from mapped memory. The bell is a hint: once a second ``version()``
-also looks whether the files are still the ones that are open and whether another process committed
-(``PRAGMA data_version``), so a bell that was lost, late or deleted rings again within a second.
+also looks whether the files are still the ones that are open and whether the bell shows the generation that
+is stored, so a bell that was lost, late or deleted rings again within a second.
 
 https://www.sqlite.org/wal.html and https://www.sqlite.org/howtocorrupt.html (§2.6: no connection is
 carried over a fork; §4.2: the files of a database that is open are not unlinked piecemeal) are the ground
@@ -25,6 +25,7 @@ import mmap
 import os
 import sqlite3
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -76,6 +77,10 @@ class _Damaged(Exception):
     """SQLite says that the file is malformed, or no database at all."""
 
 
+class _Moved(Exception):
+    """The file that is open has been replaced or deleted."""
+
+
 def _boot_clock() -> tuple[Callable[[], float], str]:
     """Seconds since boot, sleep included, and a name for this boot; the wall clock where there is neither."""
     try:
@@ -103,7 +108,6 @@ class SqliteStore:
         self._db: sqlite3.Connection | None = None
         self._bell: Sequence[int] | memoryview = _SHUT
         self._next_check = float("-inf")
-        self._data_version = -1
         self._busy_ms = 0
         self._files: dict[str, _Identity | None] = {}
         self._side_files: dict[str, _Identity | None] = {}
@@ -192,6 +196,8 @@ class SqliteStore:
 
         db.execute("BEGIN IMMEDIATE")
         try:
+            if self._files[""] != _identity(self.path):
+                raise _Moved  # what is written to a file that has no name any more is lost
             has_config = db.execute("SELECT 1 FROM config WHERE ns = ?", (ns,)).fetchone() is not None
             view = View(load_config, load, load_keys, has_config=has_config)
             result = fn(view)
@@ -217,7 +223,7 @@ class SqliteStore:
         if not view.touched:
             return None
         db.execute("UPDATE generation SET value = value + 1 WHERE ns = ''")
-        generation: int = _generation(db)
+        generation = _generation(db)
         db.execute("INSERT OR REPLACE INTO generation VALUES (?, ?)", (ns, generation))
         return generation
 
@@ -252,10 +258,17 @@ class SqliteStore:
                 return self._attempt(work, wait_s)
             except _Damaged as error:
                 self._set_aside(error)
-                return self._attempt(work, wait_s)
+            except _Moved:
+                self._leave_old_files()
+            return self._attempt(work, wait_s)
         except _Damaged as error:
             raise StoreUnavailable(f"{self.path} is damaged: {error}") from error
+        except _Moved:
+            raise StoreUnavailable(f"{self.path} is replaced again and again") from None
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
         finally:
+            self._rest()
             self._lock.release()
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
@@ -283,9 +296,11 @@ class SqliteStore:
         return StoreUnavailable(f"{self.path}: {error}")
 
     def _check(self) -> None:
-        """Once a second: are these still our files, and did a commit go by without a ring?"""
+        """Once a second: are these still our files, and does the bell show what is stored?"""
         if os.getpid() != self._pid:
             self._after_fork()
+            self._bell = _SHUT  # users notice the new process, too: they read
+            return
         if not self._lock.acquire(blocking=False):
             return  # a thread is at work on the database; a later call looks
         try:
@@ -298,43 +313,41 @@ class SqliteStore:
         except StoreBusy:
             pass
         except StoreError:
+            self._close()
             self._bell = _SHUT  # users see another version, read, and get the error with its words
         finally:
+            self._rest()
             self._lock.release()
 
     def _poll(self, db: sqlite3.Connection) -> None:
         if self._files != self._identities(*_OUR_FILES):
-            _log.warning("%s was replaced or deleted: opening it again", self.path)
             self._leave_old_files()
             db = self._open()
-        (data_version,) = db.execute("PRAGMA data_version").fetchone()
-        if data_version != self._data_version:
-            self._data_version = data_version
-            generation = _generation(db)
-            if self._bell[0] != generation:
-                self._ring(generation)
+        generation = _generation(db)
+        if self._bell[0] != generation:
+            self._ring(generation)
 
     # ── opening, closing, replacing ───────────────────────────────────────────────────────────
 
     def _open(self) -> sqlite3.Connection:
         _require_private_directory(os.path.dirname(self.path))
-        if self._require_private_file():
-            db = self._connect()
-        else:
+        if not self._require_own_file():
             with self._exclusively():
-                if not self._require_private_file():
+                if not self._require_own_file():
                     self._create_file()
-                db = self._connect()
+        # Taken before the file is opened: if it is replaced in between, the next look finds the difference.
+        self._files = self._identities("")
+        db = self._connect()
         try:
             if not self._is_ready(db):
                 with self._exclusively():
                     if not self._is_ready(db):
                         self._initialise(db)
-            self._bell = self._open_bell()
-            self._data_version = -1
+            # By path: opening and closing the file would drop the locks of another connection to it.
+            os.chmod(self.path, 0o600)
+            self._bell, self._files[".bell"] = self._open_bell()
             self._busy_ms = round(_OPEN_WAIT_S * 1000)
             self._ring(_generation(db))
-            self._files = self._identities(*_OUR_FILES)
             self._side_files = self._identities(*_SIDE_FILES)
         except BaseException:
             db.close()
@@ -376,21 +389,22 @@ class SqliteStore:
                 os.unlink(self.path + suffix)  # of a database that is gone; they do not belong to a new one
         os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
-    def _open_bell(self) -> memoryview:
+    def _open_bell(self) -> tuple[memoryview, _Identity]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.path + ".bell", flags, 0o600)
         try:
-            size = os.fstat(fd).st_size
-            if size < _BELL_BYTES:
+            found = os.fstat(fd)
+            if found.st_size < _BELL_BYTES:
                 # Written, not truncated to size: on a full disk a hole is a SIGBUS when the bell rings.
-                os.pwrite(fd, bytes(_BELL_BYTES - size), size)
+                os.pwrite(fd, bytes(_BELL_BYTES - found.st_size), found.st_size)
                 os.fsync(fd)
-            return memoryview(mmap.mmap(fd, _BELL_BYTES)).cast("Q")
+            bell = memoryview(mmap.mmap(fd, _BELL_BYTES)).cast("Q")
+            return bell, _Identity(found.st_dev, found.st_ino)
         finally:
             os.close(fd)
 
-    def _require_private_file(self) -> bool:
-        """Whether the database exists, and is a file of ours that nobody else can open."""
+    def _require_own_file(self) -> bool:
+        """Whether the database exists; if so, it is a regular file of this user."""
         try:
             found = os.lstat(self.path)
         except FileNotFoundError:
@@ -402,9 +416,6 @@ class SqliteStore:
                 f"{self.path} belongs to user {found.st_uid}, this process is user {os.geteuid()}: "
                 "run as the user that owns the store (sudo -u …)"
             )
-        if found.st_mode & 0o077:
-            # By path: opening and closing the file would drop the locks of another connection to it.
-            os.chmod(self.path, 0o600)
         return True
 
     def _identities(self, *suffixes: str) -> dict[str, _Identity | None]:
@@ -415,6 +426,10 @@ class SqliteStore:
 
         Its -wal and -shm, where they are still there, do not belong to the file that has its name now.
         """
+        _log.warning("%s was replaced or deleted: opening it again", self.path)
+        if not os.path.isdir(os.path.dirname(self.path)):
+            self._close()  # all of it is gone, the lock file too
+            return
         with self._exclusively():
             if self._files[""] != _identity(self.path):
                 for suffix, ours in self._side_files.items():
@@ -426,7 +441,7 @@ class SqliteStore:
         """Move a damaged database out of the way, once for all processes, and open a new one."""
         aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         try:
-            before = self._files.get("") or _identity(self.path)
+            before = self._files.get("")  # as it was opened
             self._close()
             if not os.path.lexists(self.path + ".bell"):
                 raise StoreUnavailable(f"{self.path} is not a store ({error}): name another file") from error
@@ -485,21 +500,44 @@ class SqliteStore:
             self._lock.release()
 
     def _after_fork(self) -> None:
-        """In the child. Servers that fork without Python's hooks (uWSGI) get here by the changed pid."""
-        idle = self._lock_held_for_fork or self._lock.acquire(blocking=False)
-        self._lock = threading.Lock()
-        self._lock_held_for_fork = False
-        self._pid = os.getpid()
-        if idle:
+        """In the child. Servers that fork without Python's hooks get here by the changed pid."""
+        with _fork_guard:
+            if self._pid == os.getpid():
+                return  # another thread of this process was faster
+            self._lock = threading.Lock()
+            self._lock_held_for_fork = False
+            db, self._db = self._db, None
+            if db is not None:  # nobody closed it before the fork
+                _abandon(db)
+            self._next_check = float("-inf")
+            self._pid = os.getpid()
+
+    def _rest(self) -> None:
+        """After each use, in a process that forks without Python's hooks: hold no connection meanwhile."""
+        uwsgi = sys.modules.get("uwsgi")
+        if uwsgi is not None and not uwsgi.worker_id():
             self._close()
-        elif self._db is not None:
-            _leaked.append(self._db)  # in use by a thread that is not here: it cannot even be closed
-            self._db = None
+
+
+def _abandon(db: sqlite3.Connection) -> None:
+    """Let go of a connection that was opened in the parent, without a trace in its files.
+
+    Closing it as usual could checkpoint and delete a -wal that is in use by others.
+    """
+    try:
+        db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)  # type: ignore[attr-defined,unused-ignore]  # 3.12
+        db.close()
+    except (AttributeError, sqlite3.Error):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))  # never closed, not even at exit
 
 
 def _generation(db: sqlite3.Connection) -> int:
-    (value,) = db.execute("SELECT value FROM generation WHERE ns = ''").fetchone()
-    return int(value)
+    row = db.execute("SELECT value FROM generation WHERE ns = ''").fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise _Damaged("its generation is missing")
+    return row[0]
 
 
 def _identity(path: str) -> _Identity | None:
@@ -558,7 +596,7 @@ def _require_safe_ancestors(path: str, directory: str) -> None:
 
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-_leaked: list[sqlite3.Connection] = []
+_fork_guard = threading.Lock()
 
 
 def _for_all(method: Callable[[SqliteStore], None]) -> Callable[[], None]:

@@ -1,0 +1,139 @@
+"""How a client is connected with asyncio: what :mod:`resty_upstream.connectors` does, in coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from resty_upstream.connectors import (
+    Address,
+    bound_address,
+    fit,
+    last_known_addresses,
+    literal_address,
+    remember_addresses,
+    renew,
+    settle_object,
+    start_object,
+)
+
+if TYPE_CHECKING:
+    from resty_upstream.attempts import Attempt
+    from resty_upstream.model import Host
+
+T = TypeVar("T")
+
+_NON_BLOCKING_STREAM: Final = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+
+
+async def connect_callable(client: Any, attempt: Attempt) -> Any:
+    """Call ``client(host, port, timeout_s)`` and await what it returns."""
+    host = attempt.host
+    result = client(host.host, host.port, attempt.timeout_s)
+    if not inspect.isawaitable(result):
+        raise TypeError(f"{client!r} returned {type(result).__name__}, not an awaitable: use connect for it")
+    async with asyncio.timeout(attempt.timeout_s):
+        return await result
+
+
+async def connect_object(client: Any, attempt: Attempt) -> Any:
+    """Connect an object by its own ``connect``, a coroutine function or not."""
+    result = start_object(client, attempt)
+    if inspect.isawaitable(result):
+        async with asyncio.timeout(attempt.timeout_s):
+            await result
+    return settle_object(client, attempt)
+
+
+async def connect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A new connection as streams."""
+    attempt.bounded = True
+    address = literal_address(attempt)
+    if address is None:
+        sock = await _resolve_and_try_each(attempt, _dial)
+    else:
+        sock = await _dial(address, attempt.timeout_s)
+    try:
+        return await asyncio.open_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
+    """Connect the socket given, whatever became of it in earlier attempts; non-blocking."""
+    attempt.bounded = True
+    bound = bound_address(sock)
+
+    async def dial(address: Address, timeout_s: float) -> socket.socket:
+        fit(sock, address)
+        sock.setblocking(False)
+        try:
+            if not _at_once(sock, address):
+                await _finish_connecting(sock, address, timeout_s)
+        except BaseException:
+            renew(sock, sock.family, bound)
+            sock.setblocking(False)
+            raise
+        return sock
+
+    address = literal_address(attempt)
+    if address is not None:
+        return await dial(address, attempt.timeout_s)
+    return await _resolve_and_try_each(attempt, dial)
+
+
+async def _dial(address: Address, timeout_s: float) -> socket.socket:
+    sock = socket.socket(address.family, _NON_BLOCKING_STREAM)
+    try:
+        if not _at_once(sock, address):
+            await _finish_connecting(sock, address, timeout_s)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _at_once(sock: socket.socket, address: Address) -> bool:
+    """Begin to connect; whether that was all, as it is on this machine."""
+    for _ in range(2):  # begin, and look: a round through the event loop costs more than a second call
+        try:
+            sock.connect(address.sockaddr)
+        except BlockingIOError:
+            if address.family == socket.AF_UNIX:
+                raise  # its queue is full; asyncio would take it for connected
+        else:
+            return True
+    return False
+
+
+async def _finish_connecting(sock: socket.socket, address: Address, timeout_s: float) -> None:
+    async with asyncio.timeout(timeout_s):
+        await asyncio.get_running_loop().sock_connect(sock, address.sockaddr)
+
+
+async def _resolve_and_try_each(attempt: Attempt, dial: Callable[[Address, float], Awaitable[T]]) -> T:
+    """Look the name up and dial its addresses, all within the attempt's time; each gets its part of the rest."""
+    deadline = time.monotonic() + attempt.timeout_s
+    async with asyncio.timeout(attempt.timeout_s):
+        addresses = await _resolve(attempt.host)
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            try:
+                return await dial(address, max(0.001, (deadline - time.monotonic()) / left))
+            except OSError:
+                if left == 1:
+                    raise
+    raise OSError(f"no address of {attempt.host.host}")
+
+
+async def _resolve(host: Host) -> list[Address]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return last_known_addresses(host, error)
+    return remember_addresses(found, host)
