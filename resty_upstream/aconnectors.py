@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import socket
 import time
@@ -106,6 +107,10 @@ def _at_once(sock: socket.socket, address: Address) -> bool:
         except BlockingIOError:
             if address.family == socket.AF_UNIX:
                 raise  # its queue is full; asyncio would take it for connected
+        except OSError as error:
+            if error.errno == errno.EISCONN:  # what systems other than Linux say the second time
+                return True
+            raise
         else:
             return True
     return False

@@ -245,8 +245,9 @@ _LAST_KNOWN_LIMIT: Final = 10_000
 def remember_addresses(found: list[Any], host: Host) -> list[Address]:
     """The addresses of a look-up, kept for when the resolver fails."""
     addresses = [Address(family, sockaddr) for family, _, _, _, sockaddr in found]
-    if len(_last_known) < _LAST_KNOWN_LIMIT:
-        _last_known[host.host, host.port] = addresses
+    key = (host.host, host.port)
+    if key in _last_known or len(_last_known) < _LAST_KNOWN_LIMIT:
+        _last_known[key] = addresses
     return addresses
 
 
@@ -269,12 +270,10 @@ def _resolve(attempt: Attempt) -> list[Address]:
         return last_known_addresses(host, error)
 
 
-def _try_each(addresses: list[Address], timeout_s: float, dial: Callable[[Address, float], None]) -> None:
-    """Dial one address after the other; each may take its part of what is left of ``timeout_s``."""
-    if len(addresses) == 1:
-        dial(addresses[0], timeout_s)
-        return
-    deadline = time.monotonic() + timeout_s
+def _try_each(attempt: Attempt, dial: Callable[[Address, float], None]) -> None:
+    """Dial one address of the host after the other; each may take its part of what the attempt has left."""
+    deadline = time.monotonic() + attempt.timeout_s
+    addresses = _resolve(attempt)
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
             dial(address, max(0.001, (deadline - time.monotonic()) / left))
@@ -282,7 +281,7 @@ def _try_each(addresses: list[Address], timeout_s: float, dial: Callable[[Addres
         except OSError:
             if left == 1:
                 raise
-    raise OSError(f"no address among {addresses!r}")
+    raise OSError(f"no address of {attempt.host.host}")
 
 
 # ── sockets ───────────────────────────────────────────────────────────────────────────────────
@@ -299,7 +298,7 @@ def _dial(_client: None, attempt: Attempt) -> socket.socket:
             sock.settimeout(pool_timeout_s)
         return sock
     opened: list[socket.socket] = []
-    _try_each(_resolve(attempt), timeout_s, lambda address, s: opened.append(_dial_address(address, s)))
+    _try_each(attempt, lambda address, left_s: opened.append(_dial_address(address, left_s)))
     opened[0].settimeout(pool_timeout_s)
     return opened[0]
 
@@ -328,7 +327,7 @@ def _connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
             renew(sock, sock.family, bound)
             raise
 
-    _try_each(_resolve(attempt), attempt.timeout_s, dial)
+    _try_each(attempt, dial)
     sock.settimeout(attempt.pool.timeout_s)
     return sock
 

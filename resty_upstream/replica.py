@@ -61,7 +61,7 @@ T = TypeVar("T")
 _PATIENCE_S: Final = 0.005  # what a request waits for the store's lock after its response
 _RETRY_S: Final = 1.0
 _CLAIM_AGAIN_S: Final = 1.0
-_BUSY_CLAIM_AGAIN_S: Final = 0.05
+_BUSY_AGAIN_S: Final = 0.05
 
 _log = logging.getLogger("resty_upstream.store")
 
@@ -159,6 +159,8 @@ class Replica:
         self._queue_lock = threading.Lock()
         self._random = Random()
         self._queue = {}
+        self._in_flight: tuple[dict[str, list[Observation]], ...] = ()
+        self._flush_again_at = float("-inf")
         self._claim_again_at: dict[str, float] = {}
         self._forked = True  # the next snapshot starts at positions of its own
         self._pid = os.getpid()
@@ -189,8 +191,8 @@ class Replica:
         if self.now() < self._retry_at:
             return self._snapshot
         events: list[HostEvent] = []
-        # Who has nothing yet waits for the thread that is at it; the others go on with what they have.
-        if not self._reload_lock.acquire(blocking=self._snapshot is EMPTY):
+        # Another thread may be at it. Who has nothing yet waits for it; the others do not wait for long.
+        if not self._reload_lock.acquire(timeout=-1 if self._snapshot is EMPTY else _patience_s()):
             return self._snapshot
         try:
             if self._seen != version:
@@ -247,10 +249,11 @@ class Replica:
     def _rebuild(self, pools: Pools, secret: bytes) -> None:
         """A new snapshot of the stored states, with what is queued on top."""
         states = dict(self._states)
-        for key, observations in list(self._queue.items()):
-            if key in states:
-                for target, fact in observations:
-                    states[key] = apply(states[key], fact, Rules.of(target.pool)).state
+        for queue in (*self._in_flight, self._queue):
+            for key, observations in list(queue.items()):
+                if key in states:
+                    for target, fact in list(observations):
+                        states[key] = apply(states[key], fact, Rules.of(target.pool)).state
         previous = EMPTY if self._forked else self._snapshot
         self._forked = False
         self._secret = secret
@@ -296,6 +299,7 @@ class Replica:
         except BaseException:
             self._put_back(queued)
             raise
+        self._landed(queued)
         self._declared_is_new = False
         return done
 
@@ -363,31 +367,38 @@ class Replica:
     def observe(self, observations: Iterable[Observation]) -> None:
         """Tell the store what was seen of hosts. Never raises for the store, never waits long."""
         current = self.snapshot().targets
+        news = self.has_queue
         for observation in observations:
             if _is_news(observation, current.get(observation.target.key)):
                 self._enqueue(observation)
-        if self._queue:
-            self.flush()
+                news = True
+        if news:
+            self.flush(news=True)
 
     @property
     def has_queue(self) -> bool:
         """Whether something waits to be written."""
         return bool(self._queue)
 
-    def flush(self) -> None:
-        """Write what is queued, or let it work in this process alone until it can be written."""
-        if self._trouble is None or self.now() >= self._retry_at:
+    def flush(self, *, news: bool = False) -> None:
+        """Write what is queued, or let it work in this process alone until it can be written.
+
+        :param news: whether something was queued that this process's snapshot does not have yet.
+        """
+        if self.now() >= self._flush_again_at:
             try:
                 self.commit(nothing, wait_s=_patience_s())
             except StoreBusy:
-                pass
+                self._flush_again_at = self.now() + _BUSY_AGAIN_S
             except StoreError as error:
+                self._flush_again_at = self.now() + _RETRY_S
                 self._suffer(error)
             else:
                 self._recover()
                 return
-        with self._reload_lock:
-            self._rebuild(self._snapshot.pools, self._secret)
+        if news:
+            with self._reload_lock:
+                self._rebuild(self._snapshot.pools, self._secret)
 
     def claim(self, target: Target) -> str:
         """Ask for the lease to probe a host: the name of its owner, or "" when it is refused."""
@@ -403,7 +414,7 @@ class Replica:
             if state is not None and state.prober == prober:
                 return prober
         except StoreBusy:
-            wait_s = _BUSY_CLAIM_AGAIN_S
+            wait_s = _BUSY_AGAIN_S
         except StoreError as error:
             self._suffer(error)
             self._claim_again_at[target.key] = now + lease_s  # a lease in this process alone
@@ -423,11 +434,18 @@ class Replica:
             return {}
         with self._queue_lock:
             queue, self._queue = self._queue, {}
+            self._in_flight = (*self._in_flight, queue)
             return queue
+
+    def _landed(self, queue: dict[str, list[Observation]]) -> None:
+        if queue:
+            with self._queue_lock:
+                self._in_flight = tuple(other for other in self._in_flight if other is not queue)
 
     def _put_back(self, queue: dict[str, list[Observation]]) -> None:
         if not queue:
             return
+        self._landed(queue)
         with self._queue_lock:
             for key, observations in self._queue.items():
                 older = queue.setdefault(key, [])

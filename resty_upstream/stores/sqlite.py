@@ -344,7 +344,8 @@ class SqliteStore:
                     if not self._is_ready(db):
                         self._initialise(db)
             # By path: opening and closing the file would drop the locks of another connection to it.
-            os.chmod(self.path, 0o600)
+            for suffix in ("", *_SIDE_FILES):
+                os.chmod(self.path + suffix, 0o600)
             self._bell, self._files[".bell"] = self._open_bell()
             self._busy_ms = round(_OPEN_WAIT_S * 1000)
             self._ring(_generation(db))
@@ -520,17 +521,14 @@ class SqliteStore:
 
 
 def _abandon(db: sqlite3.Connection) -> None:
-    """Let go of a connection that was opened in the parent, without a trace in its files.
+    """Keep a connection that was opened in the parent from ever being closed here, even at exit.
 
-    Closing it as usual could checkpoint and delete a -wal that is in use by others.
+    Closing it could delete a -wal that others use, undo another process's writing, or wait for a mutex that a
+    thread of the parent held. It costs some kilobytes and two descriptors, once.
     """
-    try:
-        db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)  # type: ignore[attr-defined,unused-ignore]  # 3.12
-        db.close()
-    except (AttributeError, sqlite3.Error):
-        import ctypes
+    import ctypes
 
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))  # never closed, not even at exit
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
 
 
 def _generation(db: sqlite3.Connection) -> int:
