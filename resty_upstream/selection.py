@@ -248,7 +248,7 @@ def explain(
         reasons = tuple(
             HostReason(host.host, False, 0.0, "passed over: this request failed on it")
             if host in excluded
-            else _host_reason(host, total, weighted, keyed, now)
+            else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts
         )
         reason = _pool_reason(pool, plans.get(pool.id), used)
@@ -299,7 +299,9 @@ def _pool_reason(pool: Pool, plan: PoolPlan | None, used: PoolPlan | None) -> st
     return f"in reserve behind pool {used.pool.id}" if used else "passed over: this request failed on its hosts"
 
 
-def _host_reason(target: Target, total: int, weighted: bool, keyed: Target | None, now: float) -> HostReason:
+def _host_reason(
+    target: Target, total: int, weighted: bool, keyed: Target | None, now: float, *, used: bool
+) -> HostReason:
     state = target.state
     share = 0.0
     if state.status is Status.MANUAL:
@@ -314,9 +316,10 @@ def _host_reason(target: Target, total: int, weighted: bool, keyed: Target | Non
         reason = "passed over: weight 0 while another host has a weight"
     else:
         share = (target.weight if weighted else 1) / total
-        reason = f"taken: {share:.0%} of the pool's traffic"
+        taken = "taken" if used else "ready"
+        reason = f"{taken}: {share:.0%} of the pool's traffic"
         if keyed is not None:
-            reason = "taken: the host of this key" if keyed is target else "passed over: not this key's host"
+            reason = f"{taken}: the host of this key" if keyed is target else "passed over: not this key's host"
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
     return HostReason(target.host, state.up, share, reason)

@@ -1,0 +1,92 @@
+"""Settings of the example site: the smallest that shows `resty_upstream` at work.
+
+Read from the environment, so that several copies can run at once:
+
+- `EXAMPLE_BACKEND_PORTS`: ports of the back ends a, b and c (default `8001,8002,8003`)
+- `EXAMPLE_STORE`: where pools and health live (default: a file in a private directory of this user)
+- `EXAMPLE_SECRET_KEY`, `EXAMPLE_DEBUG`: as the Django settings of that name
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.utils import get_random_secret_key
+
+
+def _backend_ports() -> list[int]:
+    value = os.environ.get("EXAMPLE_BACKEND_PORTS", "8001,8002,8003")
+    try:
+        ports = [int(port) for port in value.split(",")]
+    except ValueError:
+        ports = []
+    if len(ports) != 3:
+        raise ImproperlyConfigured(f"EXAMPLE_BACKEND_PORTS must be three ports, as 8001,8002,8003: {value!r}")
+    return ports
+
+
+BACKEND_PORTS = _backend_ports()
+
+
+def _default_store() -> str:
+    """The same file for every worker and command of this user, in a directory nobody else can write."""
+    parent = os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("XDG_STATE_HOME")
+    directory = Path(parent) if parent else Path.home() / ".local" / "state"
+    return f"sqlite://{directory.absolute() / 'resty-upstream-example' / 'upstreams.db'}"
+
+
+# Random is enough: nothing here outlives a process that would be signed with it.
+SECRET_KEY = os.environ.get("EXAMPLE_SECRET_KEY") or get_random_secret_key()
+DEBUG = os.environ.get("EXAMPLE_DEBUG", "") == "1"
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+
+INSTALLED_APPS = ["resty_upstream.contrib.django", "example_project.site"]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "resty_upstream.contrib.django.UpstreamMiddleware",
+]
+ROOT_URLCONF = "example_project.site.urls"
+WSGI_APPLICATION = "example_project.site.wsgi.application"
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+UPSTREAMS: dict[str, dict[str, Any]] = {
+    "default": {
+        "STORE": os.environ.get("EXAMPLE_STORE") or _default_store(),
+        "POOLS": {
+            "primary": {
+                "timeout": 500,  # milliseconds
+                # Down after two failures and tried again after two seconds: lively, for somebody who watches.
+                # The defaults (3, 10 and 60) suit a service.
+                "max_fails": 2,
+                "failed_timeout": 2,
+                "failed_timeout_max": 8,
+                "hosts": {
+                    "a": {"host": "127.0.0.1", "port": BACKEND_PORTS[0], "weight": 10},
+                    "b": {"host": "127.0.0.1", "port": BACKEND_PORTS[1], "weight": 10},
+                },
+            },
+            # Used when nothing in `primary` is available: a higher number is tried later.
+            "dr": {
+                "timeout": 500,
+                "priority": 10,
+                "max_fails": 2,
+                "failed_timeout": 2,
+                "failed_timeout_max": 8,
+                "hosts": {"c": {"host": "127.0.0.1", "port": BACKEND_PORTS[2], "weight": 10}},
+            },
+        },
+    },
+}
+
+# Errors of requests and hosts that go up or down, also without DEBUG
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "level": "WARNING"}},
+    "root": {"handlers": ["stderr"]},
+}
