@@ -189,16 +189,16 @@ class Attempts(Iterator[Attempt]):
         return self
 
     def __next__(self) -> Attempt:
-        now = self.now()
-        attempt = self._first(now) if self._current is None and not self.done else self._another(now)
+        attempt = self._first() if self._current is None and not self.done else self._another()
         self._current = attempt
         self.log.append(attempt)
         return attempt
 
-    def _first(self, now: float) -> Attempt:
+    def _first(self) -> Attempt:
         context = self.context
         upstream = context.upstream
         self._snapshot = snapshot = upstream.replica.snapshot()
+        now = self.now()  # after the snapshot: the first one of all may bring hosts into being
         total_s = upstream.total_timeout_s
         self._deadline = now + total_s
         plan = snapshot.untroubled
@@ -207,14 +207,15 @@ class Attempts(Iterator[Attempt]):
             target = plan.pick(self._work_out_key, _NONE_TRIED)
             if target is not None:
                 return Attempt(self, target, now, total_s)
-        return self._another(now)
+        return self._another()
 
-    def _another(self, now: float) -> Attempt:
+    def _another(self) -> Attempt:
         if self.done:
             raise StopIteration
         current = self._current
         if current is not None and not current.outcome:
             raise RuntimeError("each attempt must be used as a context manager: `with attempt as host:`")
+        now = self.now()
         left_s = self._deadline - now
         if self._choices is None:
             self._choices = self._remaining(set() if current is None else {current.target})

@@ -8,11 +8,13 @@ same, with coroutines where something waits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
@@ -380,19 +382,35 @@ _OPTIONS: Final = tuple(
 _DOUBLED: Final = frozenset({socket.SO_RCVBUF, socket.SO_SNDBUF}) if sys.platform == "linux" else frozenset()
 
 
+_Options = dict[tuple[int, int], int | bytes]
+# The options of sockets that became one of another family for an attempt, which may not have all of them.
+_set_aside: weakref.WeakKeyDictionary[socket.socket, _Options] = weakref.WeakKeyDictionary()
+
+
 def _copy_options(old: socket.socket, new: socket.socket) -> None:
-    """Set on ``new`` each option in which ``old`` differs from it."""
-    for level, name in _OPTIONS:
-        try:
-            value, default = old.getsockopt(level, name, 256), new.getsockopt(level, name, 256)
+    """Set on ``new`` each option in which ``old``, or what it was before, differs from a fresh socket."""
+    options = _set_aside.get(old, {}) | _own_options(old)
+    if old.family != new.family:
+        _set_aside[old] = options
+    for (level, name), value in options.items():
+        with contextlib.suppress(OSError):  # not an option of this family
+            new.setsockopt(level, name, value)
+
+
+def _own_options(sock: socket.socket) -> _Options:
+    """The options that were set on a socket, as they are to be set."""
+    options: _Options = {}
+    with socket.socket(sock.family, sock.type) as fresh:
+        for level, name in _OPTIONS:
+            try:
+                value, default = sock.getsockopt(level, name, 256), fresh.getsockopt(level, name, 256)
+            except OSError:
+                continue  # not an option of this family
             if value == default:
                 continue
-            if level == socket.SOL_SOCKET and name in _DOUBLED:  # Linux reports twice what was set
-                new.setsockopt(level, name, int.from_bytes(value, sys.byteorder) // 2)
-            else:
-                new.setsockopt(level, name, value)
-        except OSError:
-            continue  # not an option of this family
+            doubled = level == socket.SOL_SOCKET and name in _DOUBLED  # Linux reports twice what was set
+            options[level, name] = int.from_bytes(value, sys.byteorder) // 2 if doubled else value
+    return options
 
 
 # ── http.client, ssl ──────────────────────────────────────────────────────────────────────────
