@@ -142,23 +142,29 @@ def encode_config(config: Config) -> bytes:
     return msgspec.json.encode(config)
 
 
-def decode_config(data: bytes) -> Config:
-    """The document of :func:`encode_config`.
+class _AnyVersion(Struct):
+    version: int
 
-    :raises StoreFormatError: when it is damaged, or was written by a newer version.
+
+def decode_config(data: bytes) -> Config | None:
+    """The document of :func:`encode_config`; None when it is damaged.
+
+    :raises StoreFormatError: when another version of this library wrote it.
     """
     try:
-        config = _config_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreFormatError(f"the stored configuration cannot be read: {error}") from error
-    if config.version != FORMAT_VERSION:
-        raise StoreFormatError(
-            f"the stored configuration has format version {config.version}, "
-            f"this release reads version {FORMAT_VERSION}"
-        )
-    return config
+        version = _version_decoder.decode(data).version
+        if version == FORMAT_VERSION:
+            config = _config_decoder.decode(data)
+            bytes.fromhex(config.secret)
+            return config
+    except ValueError:  # not JSON, not text, or not a configuration
+        return None
+    raise StoreFormatError(
+        f"the stored configuration has format version {version}, this release reads version {FORMAT_VERSION}"
+    )
 
 
+_version_decoder = msgspec.json.Decoder(_AnyVersion)
 _config_decoder = msgspec.json.Decoder(Config)
 
 

@@ -45,6 +45,7 @@ from resty_upstream.state import (
     HostState,
     Probe,
     Rules,
+    Status,
     Success,
     added,
     apply,
@@ -76,18 +77,27 @@ class Observation(NamedTuple):
 class Edit:
     """A transaction on one upstream, with the store's bytes decoded."""
 
-    def __init__(self, view: View, upstream_id: str) -> None:
+    def __init__(self, view: View, upstream_id: str, found: Callable[[], Config]) -> None:
         self.view = view
         self.events: list[HostEvent] = []
         self._upstream_id = upstream_id
+        self._found = found
         self._config: Config | None = None
 
     @property
     def config(self) -> Config:
-        """The configuration document."""
+        """The configuration document; a new one where there is none, or none that can be read."""
         if self._config is None:
-            self._config = decode_config(self.view.config)
-        return self._config
+            self._config = decode_config(self.view.config) if self.view.has_config else None
+            if self._config is None:
+                self.save(self._found())
+        return self._config  # type: ignore[return-value]  # set by save
+
+    @property
+    def states(self) -> dict[str, HostState]:
+        """All host records, by key."""
+        found = {key: self.view.get(key) for key in self.view.keys()}  # noqa: SIM118 - a view is not a mapping
+        return {key: _decode_state(data) for key, data in found.items() if data is not None}
 
     def save(self, config: Config) -> None:
         """Replace the configuration document."""
@@ -211,16 +221,20 @@ class Replica:
         document = self.store.read(self.id)
         if self.configured is None:
             self.configured = bool(document.config)
-        if self._must_settle(document.config):
+        if self._must_settle(document):
             events += self._transact(self._settle, _RETRY_S)[1]
             document = self.store.read(self.id)
         return document
 
-    def _must_settle(self, config_data: bytes) -> bool:
-        if not config_data:
-            return self._config is not None or self._declared is not None
-        config = self._decoded(config_data)
-        return config.clock != self.store.clock_id or self._to_merge(config) is not None
+    def _must_settle(self, document: Document) -> bool:
+        config = self._decoded(document.config)
+        if config is None:
+            return bool(document.config) or self._config is not None or self._declared is not None
+        if config.clock != self.store.clock_id or self._to_merge(config) is not None:
+            return True
+        return self._is_foreign(config) and self._knows_more_than(
+            config, {key: _decode_state(data) for key, data in document.records.items()}
+        )
 
     def _to_merge(self, config: Config) -> Definition | None:
         """What was declared in this process and is news to the store."""
@@ -228,14 +242,25 @@ class Replica:
         new = self._declared if self._declared_is_new else None
         return new if new is not None and new.pools != config.declared else None
 
-    def _decoded(self, config_data: bytes) -> Config:
+    def _is_foreign(self, config: Config) -> bool:
+        """Whether a configuration was begun anew since this process took its copy."""
+        return self._config is not None and self._config.secret != config.secret
+
+    def _knows_more_than(self, config: Config, states: Mapping[str, HostState]) -> bool:
+        """Whether this process's copy has changes made at run time, and the other has none."""
+        own = self._config
+        return own is not None and _was_changed(own, self._states) and not _was_changed(config, states)
+
+    def _decoded(self, config_data: bytes) -> Config | None:
+        if not config_data:
+            return None
         if self._config is None or config_data != self._config_data:
             return decode_config(config_data)
         return self._config
 
     def _take_in(self, document: Document) -> None:
         """Make the document this process's truth."""
-        config = self._decoded(document.config) if document.config else None
+        config = self._decoded(document.config)
         states = {
             key: self._states[key] if data == self._records.get(key) else _decode_state(data)
             for key, data in document.records.items()
@@ -286,7 +311,7 @@ class Replica:
         queued = self._take_queue()
 
         def work(view: View) -> tuple[T, list[HostEvent]]:
-            edit = Edit(view, self.id)
+            edit = Edit(view, self.id, self._begin)
             if self._declared_is_new or not view.has_config:
                 self._settle(edit)
             for observations in queued.values():
@@ -305,32 +330,41 @@ class Replica:
 
     def _settle(self, edit: Edit) -> None:
         """Bring the stored document up to what this process must insist on."""
-        if not edit.view.has_config:
-            self._found(edit)
         if edit.config.clock != self.store.clock_id:
             self._after_reboot(edit)
+        own = self._config
+        if own is not None and (
+            edit.config is own
+            or (self._is_foreign(edit.config) and self._knows_more_than(edit.config, edit.states))
+        ):
+            self._write_back(edit, own)
         declared = self._to_merge(edit.config)
         if declared is not None:
             self._merge_declared(edit, declared)
 
-    def _found(self, edit: Edit) -> None:
-        """An empty store: written back from this process's copy when it has one, else begun."""
-        if self._config is None:
-            edit.save(Config(clock=self.store.clock_id, secret=secrets.token_hex(16)))
-            return
-        _log.warning("the store of upstream %s was empty: written back from this process's copy", self.id)
-        edit.save(self._config)
-        for pool in self._config.pools:
+    def _begin(self) -> Config:
+        """What an empty store, or one whose document is damaged, begins with."""
+        if self._config is not None:
+            return self._config
+        return Config(clock=self.store.clock_id, secret=secrets.token_hex(16))
+
+    def _write_back(self, edit: Edit, own: Config) -> None:
+        """The store lost what this process still knows."""
+        _log.warning("the store of upstream %s is new: written back from this process's copy", self.id)
+        declared = edit.config.declared
+        config = replace(own, pools=merge(own.declared, declared, own.pools), declared=declared)
+        for key in edit.view.keys():  # noqa: SIM118 - a view is not a mapping
+            edit.view.delete(key)
+        for pool in config.pools:
             for host in pool.hosts:
                 state = self._states.get(record_key(pool.id, host.id)) or added(self.now())
                 edit.put(pool.id, host.id, state)
+        edit.save(config)
 
     def _after_reboot(self, edit: Edit) -> None:
         """Times of another boot mean nothing now: forget health, keep what a person did."""
-        for key in edit.view.keys():  # noqa: SIM118 - a view is not a mapping
-            data = edit.view.get(key)
-            if data is not None:
-                edit.view.put(key, encode_state(rebooted(_decode_state(data))))
+        for key, state in edit.states.items():
+            edit.view.put(key, encode_state(rebooted(state)))
         edit.save(replace(edit.config, clock=self.store.clock_id))
 
     def _merge_declared(self, edit: Edit, declared: Definition) -> None:
@@ -499,12 +533,18 @@ class Replica:
         if self._trouble is None:
             try:
                 document = self.store.read(self.id)
-                if document.config:
-                    pools = self._decoded(document.config).pools
+                config = self._decoded(document.config)
+                if config is not None:
+                    pools = config.pools
                     states = {key: _decode_state(data) for key, data in document.records.items()}
             except StoreError as error:
                 self._suffer(error)
         return pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
+
+
+def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:
+    """Whether a person changed anything at run time."""
+    return config.pools != config.declared or any(state.status is Status.MANUAL for state in states.values())
 
 
 def _is_news(observation: Observation, current: Target | None) -> bool:

@@ -266,7 +266,9 @@ class Upstream:
         :raises StoreError: when the store cannot be used; nothing is stored then.
         """
         self.replica.snapshot()  # so that what the settings declare, and a reboot, came first
-        return self.replica.commit(change)
+        result = self.replica.commit(change)
+        self.replica.snapshot()  # and so that this process knows what it did, should the store be lost
+        return result
 
 
 def _definition(pools: Mapping[Any, Any]) -> Definition:

@@ -25,13 +25,12 @@ import mmap
 import os
 import sqlite3
 import stat
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, NoReturn, TypeVar
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable
 from resty_upstream.stores import WAIT_S, Document, View
@@ -42,9 +41,16 @@ _APPLICATION_ID: Final = 0x52555053  # "RUPS"
 _SCHEMA_VERSION: Final = 1
 _CHECK_EVERY_S: Final = 1.0
 _OPEN_WAIT_S: Final = 2.0
+_FORK_WAIT_S: Final = 5.0
 _READ_WAIT_S: Final = 0.25
 _SLICE_S: Final = 0.05
 _BELL_BYTES: Final = 4096
+_REPAIRS: Final = 3
+_CONTENT: Final = {
+    "config": "SELECT ns, data FROM config",
+    "record": "SELECT ns, key, data FROM record",
+    "generation": "SELECT ns, value FROM generation WHERE ns <> ''",
+}
 _SHUT: Final[Sequence[int]] = (-1,)
 _OUR_FILES: Final = ("", ".bell")
 _SIDE_FILES: Final = ("-wal", "-shm")
@@ -104,7 +110,7 @@ class SqliteStore:
         boot_clock, self.clock_id = _boot_clock()
         self.now = clock or boot_clock
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._orphan: sqlite3.Connection | None = None
         self._db: sqlite3.Connection | None = None
         self._bell: Sequence[int] | memoryview = _SHUT
         self._next_check = float("-inf")
@@ -116,6 +122,13 @@ class SqliteStore:
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self.path}>"
+
+    def __del__(self) -> None:
+        # A connection is part of a cycle: unclosed, it would be open at the next fork with nobody to know of it.
+        with contextlib.suppress(Exception):
+            if os.getpid() != _pid:
+                self._after_fork()
+            self._close()
 
     # ── the protocol ──────────────────────────────────────────────────────────────────────────
 
@@ -165,6 +178,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """See :class:`~resty_upstream.stores.Store`."""
+        if os.getpid() != _pid:
+            _notice_fork()
         with self._lock:
             self._close()
             self._bell = _SHUT
@@ -175,21 +190,21 @@ class SqliteStore:
     def _read(self, ns: str, db: sqlite3.Connection) -> Document:
         db.execute("BEGIN")
         try:
-            generation = db.execute("SELECT value FROM generation WHERE ns = ?", (ns,)).fetchone()
-            config = db.execute("SELECT data FROM config WHERE ns = ?", (ns,)).fetchone()
+            generation = _value(db, int, "SELECT value FROM generation WHERE ns = ?", (ns,)) or 0
+            config = _value(db, bytes, "SELECT data FROM config WHERE ns = ?", (ns,)) or b""
             records = dict(db.execute("SELECT key, data FROM record WHERE ns = ?", (ns,)))
         finally:
             db.execute("ROLLBACK")
-        return Document(generation[0] if generation else 0, config[0] if config else b"", records)
+        if not all(isinstance(data, bytes) for data in records.values()):
+            raise _Damaged("a record is not bytes")
+        return Document(generation, config, records)
 
     def _transact(self, ns: str, fn: Callable[[View], T], db: sqlite3.Connection) -> T:
         def load_config() -> bytes:
-            row = db.execute("SELECT data FROM config WHERE ns = ?", (ns,)).fetchone()
-            return row[0] if row else b""
+            return _value(db, bytes, "SELECT data FROM config WHERE ns = ?", (ns,)) or b""
 
         def load(key: str) -> bytes | None:
-            row = db.execute("SELECT data FROM record WHERE ns = ? AND key = ?", (ns, key)).fetchone()
-            return row[0] if row else None
+            return _value(db, bytes, "SELECT data FROM record WHERE ns = ? AND key = ?", (ns, key))
 
         def load_keys() -> list[str]:
             return [key for (key,) in db.execute("SELECT key FROM record WHERE ns = ?", (ns,))]
@@ -239,8 +254,8 @@ class SqliteStore:
 
         A long wait is cut into slices, so that it does not keep the other threads of this process out.
         """
-        if os.getpid() != self._pid:
-            self._after_fork()
+        if os.getpid() != _pid:
+            _notice_fork()
         deadline = time.monotonic() + wait_s
         while True:
             try:
@@ -253,22 +268,20 @@ class SqliteStore:
     def _run_slice(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
         if not self._lock.acquire(timeout=wait_s):
             raise StoreBusy(f"{self.path} is in use by other threads")
+        moved = False
         try:
-            try:
-                return self._attempt(work, wait_s)
-            except _Damaged as error:
-                self._set_aside(error)
-            except _Moved:
-                self._leave_old_files()
-            return self._attempt(work, wait_s)
-        except _Damaged as error:
-            raise StoreUnavailable(f"{self.path} is damaged: {error}") from error
-        except _Moved:
-            raise StoreUnavailable(f"{self.path} is replaced again and again") from None
-        except OSError as error:
-            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+            for _ in range(_REPAIRS):
+                try:
+                    if moved:
+                        self._reopen()
+                    return self._attempt(work, wait_s)
+                except _Damaged as error:
+                    self._set_aside(error)
+                    moved = False
+                except _Moved:
+                    moved = True
+            raise StoreUnavailable(f"{self.path} is damaged or replaced again and again")
         finally:
-            self._rest()
             self._lock.release()
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
@@ -290,16 +303,15 @@ class SqliteStore:
             return StoreBusy(f"{self.path} is being written by another process")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return _Damaged(str(error))
-        if code == sqlite3.SQLITE_ERROR and "no such table" in str(error):
-            self._close()  # emptied under us: opening it again says what it is now
+        if code == sqlite3.SQLITE_ERROR and "no such" in str(error):
+            return _Damaged(str(error))  # a table or column that every store has
         self._next_check = float("-inf")
         return StoreUnavailable(f"{self.path}: {error}")
 
     def _check(self) -> None:
         """Once a second: are these still our files, and does the bell show what is stored?"""
-        if os.getpid() != self._pid:
-            self._after_fork()
-            self._bell = _SHUT  # users notice the new process, too: they read
+        if os.getpid() != _pid:
+            _notice_fork()
             return
         if not self._lock.acquire(blocking=False):
             return  # a thread is at work on the database; a later call looks
@@ -316,13 +328,11 @@ class SqliteStore:
             self._close()
             self._bell = _SHUT  # users see another version, read, and get the error with its words
         finally:
-            self._rest()
             self._lock.release()
 
     def _poll(self, db: sqlite3.Connection) -> None:
         if self._files != self._identities(*_OUR_FILES):
-            self._leave_old_files()
-            db = self._open()
+            db = self._reopen()
         generation = _generation(db)
         if self._bell[0] != generation:
             self._ring(generation)
@@ -330,6 +340,10 @@ class SqliteStore:
     # ── opening, closing, replacing ───────────────────────────────────────────────────────────
 
     def _open(self) -> sqlite3.Connection:
+        if self._orphan is not None:
+            raise StoreUnavailable(
+                f"{self.path}: this process was forked, without Python's hooks, while a thread used the store"
+            )
         _require_private_directory(os.path.dirname(self.path))
         if not self._require_own_file():
             with self._exclusively():
@@ -422,12 +436,51 @@ class SqliteStore:
     def _identities(self, *suffixes: str) -> dict[str, _Identity | None]:
         return {suffix: _identity(self.path + suffix) for suffix in suffixes}
 
+    def _reopen(self) -> sqlite3.Connection:
+        """Open the file that is there now; one that is new and empty gets all that the old one held."""
+        _log.warning("%s was replaced or deleted: opening it again", self.path)
+        try:
+            held = self._held() if self._files[""] != _identity(self.path) else {}
+            self._leave_old_files()
+            db = self._open()
+            if held:
+                self._restore(held, db)
+            return db
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+
+    def _held(self) -> dict[str, list[tuple[object, ...]]]:
+        """What was ever committed to the file that is open, whatever became of its name."""
+        try:
+            if self._db is not None:
+                return {table: self._db.execute(query).fetchall() for table, query in _CONTENT.items()}
+        except sqlite3.Error:
+            pass
+        return {}
+
+    def _restore(self, held: dict[str, list[tuple[object, ...]]], db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if db.execute("SELECT 1 FROM config UNION ALL SELECT 1 FROM record").fetchone():
+                return  # not empty: somebody put it there, or was faster
+            for table, rows in held.items():
+                if rows:
+                    places = ", ".join("?" * len(rows[0]))
+                    db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)  # noqa: S608 - our own names
+            db.execute("UPDATE generation SET value = value + 1 WHERE ns = ''")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        self._ring(_generation(db))
+
     def _leave_old_files(self) -> None:
         """Close a database whose file is gone or another one.
 
         Its -wal and -shm, where they are still there, do not belong to the file that has its name now.
         """
-        _log.warning("%s was replaced or deleted: opening it again", self.path)
         if not os.path.isdir(os.path.dirname(self.path)):
             self._close()  # all of it is gone, the lock file too
             return
@@ -440,7 +493,7 @@ class SqliteStore:
 
     def _set_aside(self, error: _Damaged) -> None:
         """Move a damaged database out of the way, once for all processes, and open a new one."""
-        aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        aside = f"{self.path}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 10**9:09}"
         try:
             before = self._files.get("")  # as it was opened
             self._close()
@@ -491,7 +544,7 @@ class SqliteStore:
 
     def _before_fork(self) -> None:
         """No connection may cross a fork: SQLite in the child would believe in locks it does not hold."""
-        self._lock_held_for_fork = self._lock.acquire(timeout=1.0)
+        self._lock_held_for_fork = self._lock.acquire(timeout=_FORK_WAIT_S)
         if self._lock_held_for_fork:
             self._close()
 
@@ -501,41 +554,67 @@ class SqliteStore:
             self._lock.release()
 
     def _after_fork(self) -> None:
-        """In the child. Servers that fork without Python's hooks get here by the changed pid."""
-        with _fork_guard:
-            if self._pid == os.getpid():
-                return  # another thread of this process was faster
-            self._lock = threading.Lock()
-            self._lock_held_for_fork = False
-            db, self._db = self._db, None
-            if db is not None:  # nobody closed it before the fork
-                _abandon(db)
-            self._next_check = float("-inf")
-            self._pid = os.getpid()
-
-    def _rest(self) -> None:
-        """After each use, in a process that forks without Python's hooks: hold no connection meanwhile."""
-        uwsgi = sys.modules.get("uwsgi")
-        if uwsgi is not None and not uwsgi.worker_id():
-            self._close()
+        """In the child, before any store is used there."""
+        idle = self._lock_held_for_fork or self._lock.acquire(blocking=False)
+        self._lock = threading.Lock()
+        self._lock_held_for_fork = False
+        self._next_check = float("-inf")
+        self._bell = _SHUT  # users notice the new process, too: they read
+        db, self._db = self._db, None
+        if db is None:
+            return  # closed before the fork, as it should be
+        if not idle or not _close_blind(db, self._files[""]):
+            self._orphan = db
 
 
-def _abandon(db: sqlite3.Connection) -> None:
-    """Keep a connection that was opened in the parent from ever being closed here, even at exit.
+def _close_blind(db: sqlite3.Connection, identity: _Identity | None) -> bool:
+    """Close a connection that was opened in the parent without touching its files; whether that was possible.
 
-    Closing it could delete a -wal that others use, undo another process's writing, or wait for a mutex that a
-    thread of the parent held. It costs some kilobytes and two descriptors, once.
+    SQLite keeps one table of open files per process, which believes in locks that did not cross the fork, so
+    the connection must go before the file is opened again. But closing it as usual may checkpoint and delete a
+    -wal that others use. With a descriptor on which every lock fails it can do neither.
     """
-    import ctypes
+    try:
+        blind = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except (OSError, AttributeError):
+        return False
+    for number in numbers:
+        # This process holds no locks yet, so replacing its descriptors drops none.
+        with contextlib.suppress(OSError):
+            found = os.fstat(number)
+            if (found.st_dev, found.st_ino) == identity:
+                os.dup2(blind, number, inheritable=False)
+    os.close(blind)
+    with contextlib.suppress(sqlite3.Error):
+        db.close()
+    return True
 
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+
+def _notice_fork() -> None:
+    """All at once, and before the first is used: connections to one file share what SQLite knows of it."""
+    global _pid
+    with _fork_guard:
+        if _pid != os.getpid():
+            for store in list(_stores):
+                store._after_fork()
+            _pid = os.getpid()
 
 
 def _generation(db: sqlite3.Connection) -> int:
-    row = db.execute("SELECT value FROM generation WHERE ns = ''").fetchone()
-    if row is None or not isinstance(row[0], int):
-        raise _Damaged("its generation is missing")
-    return row[0]
+    return _value(db, int, "SELECT value FROM generation WHERE ns = ''", ()) or _missing("its generation")
+
+
+def _missing(what: str) -> NoReturn:
+    raise _Damaged(f"{what} is missing")
+
+
+def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str, ...]) -> T | None:
+    """The single value of a query, of the type that was written; None when there is no row."""
+    row = db.execute(query, parameters).fetchone()
+    if row is not None and not isinstance(row[0], kind):
+        raise _Damaged(f"a value that should be {kind.__name__} is {type(row[0]).__name__}")
+    return row[0] if row else None
 
 
 def _identity(path: str) -> _Identity | None:
@@ -595,6 +674,7 @@ def _require_safe_ancestors(path: str, directory: str) -> None:
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _fork_guard = threading.Lock()
+_pid = os.getpid()
 
 
 def _for_all(method: Callable[[SqliteStore], None]) -> Callable[[], None]:
@@ -608,5 +688,5 @@ def _for_all(method: Callable[[SqliteStore], None]) -> Callable[[], None]:
 os.register_at_fork(
     before=_for_all(SqliteStore._before_fork),
     after_in_parent=_for_all(SqliteStore._after_fork_in_parent),
-    after_in_child=_for_all(SqliteStore._after_fork),
+    after_in_child=_notice_fork,
 )
