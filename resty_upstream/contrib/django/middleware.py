@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
@@ -47,7 +47,7 @@ class RequestUpstreams(Mapping[str, "RequestContext"]):
         return len(aliases())
 
     def _client_address(self) -> str | None:
-        return self._meta.get("REMOTE_ADDR")
+        return self._meta.get("REMOTE_ADDR") or None  # empty behind a unix socket
 
     def default(self) -> RequestContext:
         """The upstream named ``default``."""
@@ -60,20 +60,26 @@ class RequestUpstreams(Mapping[str, "RequestContext"]):
             for context in list(self._contexts.values()):
                 context.post_process()
 
-    def finish_after(self, response: HttpResponseBase) -> None:
-        """Finish when ``response`` is closed, after its last byte."""
+    def finish_after(self, request: HttpRequest, response: HttpResponseBase) -> None:
+        """Finish when the response is closed, after its last byte."""
         if not self._contexts and not response.streaming:
             self._finished = True  # whatever comes later, from an outer middleware, is told at once
             return
-        close = response.close
+        self._finish_at_close_of(response)
+        # An outer middleware may answer with another response; whichever it is, it closes the request.
+        self._finish_at_close_of(request)
+
+    def _finish_at_close_of(self, closed: HttpRequest | HttpResponseBase) -> None:
+        close = closed.close
 
         def close_and_finish() -> None:
+            closed.__dict__.pop("close", None)  # a cycle would wait for the garbage collector
             try:
                 close()
             finally:
                 self.finish()
 
-        response.close = close_and_finish  # type: ignore[method-assign]  # Django has no other hook that is public
+        closed.close = close_and_finish  # type: ignore[method-assign]  # Django has no other hook that is public
 
     def __del__(self) -> None:
         # A server whose `send` raises leaves a response that nobody closes.
@@ -88,6 +94,18 @@ class UpstreamHttpRequest(HttpRequest):
     """The upstream named ``default``."""
     upstreams: RequestUpstreams
     """All upstreams, by name."""
+
+
+class MissingMiddleware:
+    """What ``HttpRequest`` has in the place of an attribute that the middleware sets."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, request: object, owner: type) -> NoReturn:
+        raise AttributeError(
+            f"request.{self._name} needs 'resty_upstream.contrib.django.UpstreamMiddleware' in MIDDLEWARE"
+        )
 
 
 class UpstreamMiddleware:
@@ -115,7 +133,7 @@ class UpstreamMiddleware:
         except BaseException:
             upstreams.finish()
             raise
-        upstreams.finish_after(response)
+        upstreams.finish_after(request, response)
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
@@ -125,7 +143,7 @@ class UpstreamMiddleware:
         except BaseException:  # a client that leaves during the view cancels it; there is no response then
             upstreams.finish()
             raise
-        upstreams.finish_after(response)
+        upstreams.finish_after(request, response)
         if response.streaming:
             _finish_if_broken(cast("StreamingHttpResponse", response), upstreams)
         return response
