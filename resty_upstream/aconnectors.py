@@ -16,6 +16,7 @@ from resty_upstream.connectors import (
     fit,
     last_known_addresses,
     literal_address,
+    most_telling,
     remember_addresses,
     renew,
     settle_object,
@@ -126,13 +127,13 @@ async def _resolve_and_try_each(attempt: Attempt, dial: Callable[[Address, float
     deadline = time.monotonic() + attempt.timeout_s
     async with asyncio.timeout(attempt.timeout_s):
         addresses = await _resolve(attempt.host)
+        errors: list[OSError] = []
         for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
             try:
                 return await dial(address, max(0.001, (deadline - time.monotonic()) / left))
-            except OSError:
-                if left == 1:
-                    raise
-    raise OSError(f"no address of {attempt.host.host}")
+            except OSError as error:
+                errors.append(error)
+    raise most_telling(errors, attempt.host)
 
 
 async def _resolve(host: Host) -> list[Address]:

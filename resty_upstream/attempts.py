@@ -150,7 +150,7 @@ class Attempt:
         verdict = classify(error, unix=self.host.host.startswith("unix:"), handled=self._handled)
         if not verdict.timed_out:
             return verdict
-        if self.duration_s < 0.9 * self.timeout_s:
+        if not self.bounded and self.duration_s < 0.9 * self.timeout_s:
             return _CALLERS_TIMEOUT
         if self.timeout_s < 0.99 * self.target.timeout_s:
             return _CUT_SHORT

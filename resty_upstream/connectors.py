@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable
 from types import BuiltinFunctionType, CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
+from resty_upstream.attempts import classify
+
 if TYPE_CHECKING:
     import http.client
 
@@ -41,8 +43,9 @@ class Connectable(Protocol):
     It must also have ``set_timeout(seconds)`` or ``settimeout(seconds)``.
     """
 
-    def connect(self, host: Any, port: Any = ..., /) -> object:
-        """Connect, or raise."""
+    @property
+    def connect(self) -> Callable[..., object]:
+        """``connect(host, port)`` connects, or raises; ``aconnect`` awaits what it returns."""
         ...
 
 
@@ -276,14 +279,30 @@ def _try_each(attempt: Attempt, dial: Callable[[Address, float], None]) -> None:
     """Dial one address of the host after the other; each may take its part of what the attempt has left."""
     deadline = time.monotonic() + attempt.timeout_s
     addresses = _resolve(attempt)
+    errors: list[OSError] = []
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
             dial(address, max(0.001, (deadline - time.monotonic()) / left))
             return
-        except OSError:
-            if left == 1:
-                raise
-    raise OSError(f"no address of {attempt.host.host}")
+        except OSError as error:
+            errors.append(error)
+    raise most_telling(errors, attempt.host)
+
+
+def most_telling(errors: list[OSError], host: Host) -> OSError:
+    """Of the errors of a host's addresses the one that decides.
+
+    This machine's own fault before all; then what says that the host is dead; last what says that this machine
+    has no way to that kind of address.
+    """
+
+    def weight(error: OSError) -> int:
+        verdict = classify(error)
+        if not verdict.next_host:
+            return 0
+        return 1 if verdict.counts and not verdict.timed_out else 2 if verdict.counts else 3
+
+    return min(errors, key=weight, default=OSError(f"no address of {host.host}"))
 
 
 # ── sockets ───────────────────────────────────────────────────────────────────────────────────

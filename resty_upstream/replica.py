@@ -62,6 +62,7 @@ T = TypeVar("T")
 _PATIENCE_S: Final = 0.005  # what a request waits for the store's lock after its response
 _RETRY_S: Final = 1.0
 _CLAIM_AGAIN_S: Final = 1.0
+_FAILURES_KEPT: Final = 10_000
 _BUSY_AGAIN_S: Final = 0.05
 
 _log = logging.getLogger("resty_upstream.store")
@@ -88,7 +89,10 @@ class Edit:
     def config(self) -> Config:
         """The configuration document; a new one where there is none, or none that can be read."""
         if self._config is None:
-            self._config = decode_config(self.view.config) if self.view.has_config else None
+            if self.view.has_config:
+                self._config = decode_config(self.view.config)
+                if self._config is None:
+                    _log.error("the stored configuration of upstream %s is damaged: begun anew", self._upstream_id)
             if self._config is None:
                 self.save(self._found())
         return self._config  # type: ignore[return-value]  # set by save
@@ -209,6 +213,10 @@ class Replica:
                 self._take_in(self._settled_document(events))
                 self._seen = version
                 self._recover()
+        except StoreBusy as error:
+            self._retry_at = self.now() + _BUSY_AGAIN_S
+            if self._snapshot is EMPTY:
+                self._suffer(error)
         except StoreError as error:
             self._suffer(error)
         finally:
@@ -309,6 +317,7 @@ class Replica:
     def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
         self._own()
         queued = self._take_queue()
+        declared = self._declared
 
         def work(view: View) -> tuple[T, list[HostEvent]]:
             edit = Edit(view, self.id, self._begin)
@@ -325,7 +334,9 @@ class Replica:
             self._put_back(queued)
             raise
         self._landed(queued)
-        self._declared_is_new = False
+        if self._declared is declared:
+            self._declared_is_new = False
+        self._recover()
         return done
 
     def _settle(self, edit: Edit) -> None:
@@ -387,7 +398,9 @@ class Replica:
             old = edit.state(pool.id, host.id) if key in before else None
             health = definition.health.get(key)
             if old is None:
-                state = _first_state(health, now, pool)
+                # A process that had to serve without the store knows more of the host than nothing.
+                known = self._states.get(key) if self._config is None else None
+                state = known or _first_state(health, now, pool)
             elif health is None or keep:
                 state = old
             else:
@@ -401,13 +414,13 @@ class Replica:
     def observe(self, observations: Iterable[Observation]) -> None:
         """Tell the store what was seen of hosts. Never raises for the store, never waits long."""
         current = self.snapshot().targets
-        news = self.has_queue
+        news = False
         for observation in observations:
             if _is_news(observation, current.get(observation.target.key)):
                 self._enqueue(observation)
                 news = True
-        if news:
-            self.flush(news=True)
+        if news or self.has_queue:
+            self.flush(news=news)
 
     @property
     def has_queue(self) -> bool:
@@ -428,7 +441,6 @@ class Replica:
                 self._flush_again_at = self.now() + _RETRY_S
                 self._suffer(error)
             else:
-                self._recover()
                 return
         if news:
             with self._reload_lock:
@@ -568,7 +580,7 @@ def _coalesce(observations: list[Observation], new: Observation) -> None:
     if isinstance(new.fact, Success):
         observations[:] = [o for o in observations if not isinstance(o.fact, Success | Failure)]
     observations.append(new)
-    limit = max(new.target.pool.max_fails, 1) + 8
+    limit = min(max(new.target.pool.max_fails, 1), _FAILURES_KEPT) + 8
     del observations[:-limit]
 
 

@@ -146,8 +146,8 @@ def open_store(url: str) -> Store:
 
     :raises InvalidConfig: saying what a URL may be.
     """
-    scheme, _, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
-    if scheme == "memory" and not rest:
+    scheme = url.partition("://")[0] if isinstance(url, str) else ""
+    if url == "memory://":
         from resty_upstream.stores.memory import MemoryStore
 
         return MemoryStore()

@@ -110,7 +110,6 @@ class SqliteStore:
         boot_clock, self.clock_id = _boot_clock()
         self.now = clock or boot_clock
         self._lock = threading.Lock()
-        self._orphan: sqlite3.Connection | None = None
         self._db: sqlite3.Connection | None = None
         self._bell: Sequence[int] | memoryview = _SHUT
         self._next_check = float("-inf")
@@ -340,11 +339,11 @@ class SqliteStore:
     # ── opening, closing, replacing ───────────────────────────────────────────────────────────
 
     def _open(self) -> sqlite3.Connection:
-        if self._orphan is not None:
+        _require_private_directory(os.path.dirname(self.path))
+        if _orphans and _identity(self.path) in _orphans:
             raise StoreUnavailable(
                 f"{self.path}: this process was forked, without Python's hooks, while a thread used the store"
             )
-        _require_private_directory(os.path.dirname(self.path))
         if not self._require_own_file():
             with self._exclusively():
                 if not self._require_own_file():
@@ -564,7 +563,7 @@ class SqliteStore:
         if db is None:
             return  # closed before the fork, as it should be
         if not idle or not _close_blind(db, self._files[""]):
-            self._orphan = db
+            _orphans.setdefault(self._files[""], []).append(db)
 
 
 def _close_blind(db: sqlite3.Connection, identity: _Identity | None) -> bool:
@@ -674,6 +673,7 @@ def _require_safe_ancestors(path: str, directory: str) -> None:
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 _fork_guard = threading.Lock()
+_orphans: dict[_Identity | None, list[sqlite3.Connection]] = {}  # of files that this process cannot use any more
 _pid = os.getpid()
 
 
