@@ -19,10 +19,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from resty_upstream.attempts import Attempt
 
@@ -46,6 +47,30 @@ class InvalidConfig(UpstreamError, ValueError):
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
         return type(self), (self.problems,)
+
+
+class Problems:
+    """Collects what is wrong, to be raised all at once at the end of the ``with`` block."""
+
+    def __init__(self) -> None:
+        self._found: list[InvalidConfig] = []
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an :class:`InvalidConfig` raised inside, and go on behind the block."""
+        try:
+            yield
+        except InvalidConfig as error:
+            self._found.append(error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is None and self._found:
+            kinds = {type(error) for error in self._found}
+            kind = kinds.pop() if len(kinds) == 1 else InvalidConfig
+            raise kind([problem for error in self._found for problem in error.problems])
 
 
 class MethodNotFound(InvalidConfig):

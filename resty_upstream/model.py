@@ -184,9 +184,19 @@ def parse_duration_s(value: object, path: str, *, bare: str) -> float:
     kind = Milliseconds if bare == "ms" else Seconds
     problems: list[str] = []
     converted = _convert(kind, _in_units(value, bare), value, path, problems)
-    if problems:
-        raise InvalidConfig(problems)
+    _raise(problems)
     return float(converted) * _UNITS_S[bare]
+
+
+def flag(value: object, path: str) -> bool:
+    """``value`` if it is true or false.
+
+    :raises InvalidConfig: naming ``path``.
+    """
+    problems: list[str] = []
+    converted: bool = _convert(Flag, value, value, path, problems)
+    _raise(problems)
+    return converted
 
 
 def _in_units(value: object, bare: str) -> object:

@@ -246,7 +246,7 @@ def explain(
         total = sum((host.weight if weighted else 1) for host in hosts if host.available) or 1
         keyed = _keyed_pick(plans.get(pool.id), key, excluded)
         reasons = tuple(
-            HostReason(host.host, False, 0.0, "passed over: this request failed on it")
+            HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it")
             if host in excluded
             else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
-from resty_upstream.errors import InvalidConfig
+from resty_upstream.errors import InvalidConfig, Problems
 from resty_upstream.events import EventName, Listener, Listeners
 from resty_upstream.methods import find_method
-from resty_upstream.model import Definition, identifier, parse_duration_s, pools_from_dicts
+from resty_upstream.model import Definition, flag, identifier, parse_duration_s, pools_from_dicts
 from resty_upstream.replica import Edit, Replica, nothing
 from resty_upstream.selection import Explanation
 from resty_upstream.state import Revive
@@ -56,17 +56,22 @@ class Upstream:
         total_timeout: float | str | timedelta = "15s",
         last_resort: bool = True,
     ) -> None:
-        self.id = identifier(id, "the id of an upstream")
-        self.total_timeout_s = parse_duration_s(total_timeout, "total_timeout", bare="ms")
-        if not isinstance(last_resort, bool):
-            raise InvalidConfig(f"last_resort must be true or false, not {last_resort!r}")
-        self.last_resort = last_resort
-        self.store = open_store(store) if isinstance(store, str) else _require_store(store)
+        with Problems() as problems:
+            with problems.noted():
+                self.id = identifier(id, "the id of an upstream")
+            with problems.noted():
+                self.total_timeout_s = parse_duration_s(total_timeout, "total_timeout", bare="ms")
+            with problems.noted():
+                self.last_resort = flag(last_resort, "last_resort")
+            with problems.noted():
+                self.store = open_store(store) if isinstance(store, str) else _require_store(store)
+            with problems.noted():
+                definition = None if pools is None else _definition(pools)
         self._listeners = Listeners()
         self.replica = Replica(self.store, self.id, self._listeners)
         self._outside = RequestContext(self, finished=True)
-        if pools is not None:
-            self.replica.declare(_definition(pools))
+        if definition is not None:
+            self.replica.declare(definition)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.id!r} in {self.store!r}>"
@@ -273,8 +278,10 @@ class Upstream:
 
 def _definition(pools: Mapping[Any, Any]) -> Definition:
     definition = pools_from_dicts(pools)
-    for pool in definition.pools:
-        find_method(pool.method, path=f"pools.{pool.id}.method")
+    with Problems() as problems:
+        for pool in definition.pools:
+            with problems.noted():
+                find_method(pool.method, path=f"pools.{pool.id}.method")
     return definition
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -54,24 +55,42 @@ def _make(alias: str) -> Upstream:
     path = f"UPSTREAMS[{alias!r}]"
     if not isinstance(options, Mapping):
         raise InvalidConfig(f"{path} must be a dict of {', '.join(_OPTIONS)}, not {type(options).__name__}")
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise InvalidConfig(
-            [f"{path}[{name!r}] is not an option: options are {', '.join(_OPTIONS)}" for name in unknown]
-        )
-    given = {name.lower(): options[name] for name in ("TOTAL_TIMEOUT", "LAST_RESORT") if name in options}
+    given = {name.lower(): options[name] for name in ("TOTAL_TIMEOUT", "LAST_RESORT", "POOLS") if name in options}
+    problems = [
+        f"{path}[{name!r}] is not an option: options are {', '.join(_OPTIONS)}"
+        for name in options
+        if name not in _OPTIONS
+    ]
+    store: Store | str
     try:
-        return Upstream(_store(options.get("STORE")), id=alias, pools=options.get("POOLS"), **given)
+        store = _store(options)
     except InvalidConfig as error:
-        raise type(error)([f"{path}: {problem}" for problem in error.problems]) from None
+        problems += [f"{path}: {problem}" for problem in error.problems]
+        store = "memory://"  # so that the rest is looked at, too
+    try:
+        upstream = Upstream(store, id=alias, **given)
+    except InvalidConfig as error:
+        kind = InvalidConfig if problems else type(error)
+        raise kind(problems + [f"{path}: {problem}" for problem in error.problems]) from None
+    if problems:
+        raise InvalidConfig(problems)
+    return upstream
 
 
-def _store(given: object) -> Store | Any:
+def _store(options: Mapping[str, Any]) -> Store:
     """One store object for each URL, so that upstreams of one file share a connection."""
+    given = options.get("STORE")
     if given is None:
-        given = default_url(f"{settings.SETTINGS_MODULE} {getattr(settings, 'BASE_DIR', '')}")
+        # Settings that are overridden in a test have no module; the environment names it then.
+        module = settings.SETTINGS_MODULE or os.environ.get("DJANGO_SETTINGS_MODULE", "")
+        place = f"{module} {getattr(settings, 'BASE_DIR', '')}"
+        if place == " ":
+            raise InvalidConfig(
+                "STORE must be given: there is neither a settings module nor BASE_DIR to name it after"
+            )
+        given = default_url(place)
     if not isinstance(given, str):
-        return given
+        return cast("Store", given)  # Upstream looks at it
     if given not in _stores:
         _stores[given] = open_store(given)
     return _stores[given]
