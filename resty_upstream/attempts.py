@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Sel
 
 from resty_upstream.errors import NoHostAvailable, UpstreamError
 from resty_upstream.model import Host, Pool
-from resty_upstream.selection import EMPTY, Choice, Snapshot, Target, choices
+from resty_upstream.selection import Choice, Snapshot, Target, choices
 from resty_upstream.state import Failure, Release, Success
 
 if TYPE_CHECKING:
@@ -60,18 +60,34 @@ class Attempt:
     So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
     """
 
+    __slots__ = (
+        "_attempts",
+        "_began",
+        "_earlier",
+        "_handled",
+        "_prober",
+        "bounded",
+        "duration_s",
+        "error",
+        "host",
+        "last_resort",
+        "outcome",
+        "pool",
+        "target",
+        "timeout_s",
+    )
+
     pool: Pool
     host: Host
     timeout_s: float
     """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
     last_resort: bool
-    outcome: Outcome = ""
+    outcome: Outcome
     """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
-    error: BaseException | None = None
-    duration_s: float = 0.0
-    bounded: bool = False
+    error: BaseException | None
+    duration_s: float
+    bounded: bool
     """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
-    _handled: BaseException | None = None
 
     def __init__(
         self,
@@ -90,6 +106,11 @@ class Attempt:
         self.pool = target.pool
         self.host = target.host
         self.timeout_s = target.timeout_s if target.timeout_s < left_s else left_s
+        self.outcome = ""
+        self.error = None
+        self.duration_s = 0.0
+        self.bounded = False
+        self._earlier: tuple[Attempt, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
@@ -97,15 +118,22 @@ class Attempt:
     def __getstate__(self) -> dict[str, Any]:
         """For pickles and copies, as of an error that leaves a process: what happened, and no machinery."""
         state = {name: getattr(self, name) for name in _RECORDED}
-        if self.error is not None and type(self.error).__module__ not in _PICKLABLE:
+        error = self.error
+        if error is not None and (
+            type(error).__module__ not in _PICKLABLE or isinstance(error, BaseExceptionGroup) or error.__dict__
+        ):
             state["error"] = UpstreamError(_brief(self.error))
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     @property
     def info(self) -> Info:
         """Where the connection goes, with all attempts of the call up to now."""
         # As Info(…), in half the time.
-        return _new_tuple(Info, (self.host, self.pool, tuple(self._attempts.log), self.last_resort))
+        return _new_tuple(Info, (self.host, self.pool, (*self._earlier, self), self.last_resort))
 
     def __enter__(self) -> Host:
         # What the caller was handling when it called is not this attempt's doing.
@@ -118,21 +146,23 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        now = self._attempts.now()
+        attempts = self._attempts
+        del self._attempts  # which keeps a log of attempts: a cycle would wait for the garbage collector
+        now = attempts.now()
         self.duration_s = now - self._began
         if error is None:
             self.outcome = "ok"
-            self._attempts.done = True
+            attempts.done = True
             if not self.target.spotless:
-                self._attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
+                attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
             return False
-        return self._failed(error, now)
+        return self._failed(attempts, error, now)
 
-    def _failed(self, error: BaseException, now: float) -> bool:
+    def _failed(self, attempts: Attempts, error: BaseException, now: float) -> bool:
         verdict = self._judge(error)
         self.error = error
         self.outcome = "failed" if verdict.counts else "ignored"
-        attempts, prober = self._attempts, self._prober
+        prober = self._prober
         if verdict.counts:
             attempts.answered_badly |= verdict.answered
             wall, jitter = time.time(), 2 * random() - 1
@@ -172,18 +202,31 @@ class Attempts(Iterator[Attempt]):
         failure is its cause.
     """
 
-    done: bool = False
-    answered_badly: bool = False
-    _choices: Iterator[Choice] | None = None
-    _current: Attempt | None = None
-    _snapshot: Snapshot = EMPTY
-    _deadline: float = 0.0
+    __slots__ = (
+        "_choices",
+        "_current",
+        "_deadline",
+        "_key",
+        "_snapshot",
+        "answered_badly",
+        "context",
+        "done",
+        "log",
+        "now",
+    )
+
+    _deadline: float
+    _snapshot: Snapshot
 
     def __init__(self, context: RequestContext, key: Key | None) -> None:
         self.context = context
         self.now = context.now
         self.log: list[Attempt] = []
         self._key = key
+        self.done = False
+        self.answered_badly = False
+        self._choices: Iterator[Choice] | None = None
+        self._current: Attempt | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -222,7 +265,9 @@ class Attempts(Iterator[Attempt]):
         choice = next(self._choices, None) if left_s > 0 else None
         if choice is None:
             self._give_up(deadline_over=left_s <= 0)
-        return Attempt(self, choice.target, now, left_s, choice.prober, choice.last_resort)
+        attempt = Attempt(self, choice.target, now, left_s, choice.prober, choice.last_resort)
+        attempt._earlier = tuple(self.log)
+        return attempt
 
     def _remaining(self, tried: set[Target]) -> Iterator[Choice]:
         upstream = self.context.upstream

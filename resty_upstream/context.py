@@ -27,6 +27,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Connectable)
 
 _UNREACHABLE: Final = "the loop over attempts returns or raises"
+_new_tuple = tuple.__new__
 
 _active: ContextVar[tuple[RequestContext, ...]] = ContextVar("resty_upstream", default=())
 
@@ -81,7 +82,8 @@ class RequestContext:
         connector = connectors.find(client)
         for attempt in Attempts(self, key):
             with attempt:
-                return Connected(connector(client, attempt), attempt.info)
+                # As Connected(…), in half the time.
+                return _new_tuple(Connected, (connector(client, attempt), attempt.info))
         raise AssertionError(_UNREACHABLE)
 
     @overload
@@ -100,7 +102,7 @@ class RequestContext:
         connector = connectors.find_async(client)
         for attempt in Attempts(self, key):
             with attempt:
-                return Connected(await connector(client, attempt), attempt.info)
+                return _new_tuple(Connected, (await connector(client, attempt), attempt.info))
         raise AssertionError(_UNREACHABLE)
 
     def attempts(self, *, key: Key | None = None) -> Attempts:

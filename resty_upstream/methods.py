@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Sequence
 from hashlib import blake2b, shake_128
@@ -117,7 +118,8 @@ class RoundRobin:
         """The next host of the cycle that is not in ``tried``."""
         if not self._length:
             return None
-        host = self._at(next(self._turns))
+        turn, cycle = next(self._turns), self._cycle
+        host = cycle[turn % self._length] if cycle is not None else self._at(turn)
         if not tried or host not in tried:
             return host
         for _ in range(min(self._length, 2 * len(self._hosts))):
@@ -216,9 +218,13 @@ _WEIGHT_BITS: Final = 6  # a weight is rounded to so many binary digits: at most
 _RING_BITS: Final = 64
 
 
+_OWNER_BITS: Final = 20  # of a point: whose it is, below 44 bits of where it is
+_OWNER: Final = (1 << _OWNER_BITS) - 1
+_PLACE: Final = (1 << _RING_BITS) - 1
+
+
 class _Ring(NamedTuple):
-    points: list[int]
-    owners: list[int]
+    points: array[int]
     bit: int
 
 
@@ -270,20 +276,22 @@ class ConsistentHash:
         hosts = self._hosts
         nearest: Candidate | None = None
         least = 0
-        for ring in self._rings.rings:
-            place = places[ring.bit % 8] if ring.bit < 8 else _later_place(places, ring.bit)
-            start = bisect_left(ring.points, place)
-            for offset in range(len(ring.points)):
-                index = start + offset
-                if index >= len(ring.points):
-                    index -= len(ring.points)
-                host = hosts[ring.owners[index]]
-                if host.available and host not in tried:
-                    # Divided by the digit's value, without fractions: 2**20 bounds all weights.
-                    distance = ((ring.points[index] - place) % (1 << _RING_BITS)) << (20 - ring.bit)
-                    if nearest is None or distance < least:
-                        nearest, least = host, distance
+        for points, bit in self._rings.rings:
+            place = places[bit] if bit < 8 else _later_place(places, bit)
+            index = start = bisect_left(points, place) % len(points)
+            point = points[index]
+            host = hosts[point & _OWNER]
+            while not host.available or host in tried:
+                index = index + 1 if index + 1 < len(points) else 0
+                if index == start:
                     break
+                point = points[index]
+                host = hosts[point & _OWNER]
+            else:
+                # Divided by the digit's value, without fractions: 2**20 bounds all weights.
+                distance = (point - place & _PLACE) << (20 - bit)
+                if nearest is None or distance < least:
+                    nearest, least = host, distance
         return nearest
 
 
@@ -296,18 +304,16 @@ def _later_place(places: Sequence[int], bit: int) -> int:
 
 
 def _build_rings(members: Sequence[tuple[str, int]], secret: bytes) -> list[_Ring]:
-    by_bit: dict[int, list[tuple[int, int]]] = {}
+    by_bit: dict[int, list[int]] = {}
     unpack = struct.Struct(f"<{_POINTS}Q").unpack
     for owner, (host_id, weight) in enumerate(members):
         for bit in _digits(weight):
             name = b"%d:%b" % (bit, host_id.encode("utf-8", "surrogatepass"))
             points = unpack(shake_128(secret + name).digest(8 * _POINTS))
-            by_bit.setdefault(bit, []).extend((point, owner) for point in points)
-    rings = []
-    for bit, pairs in sorted(by_bit.items()):
-        pairs.sort()
-        rings.append(_Ring([point for point, _ in pairs], [owner for _, owner in pairs], bit))
-    return rings
+            by_bit.setdefault(bit, []).extend([point & ~_OWNER | owner for point in points])
+    for points_of_all in by_bit.values():
+        points_of_all.sort()
+    return [_Ring(array("Q", points_of_all), bit) for bit, points_of_all in sorted(by_bit.items())]
 
 
 def _digits(weight: int) -> list[int]:

@@ -8,6 +8,7 @@ twice to one request.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resty_upstream.methods import Candidate, Key, Method, RoundRobin, Setting, find_method, is_registered
@@ -26,6 +27,8 @@ class Target:
     __slots__ = (
         "address",
         "available",
+        "due_at",
+        "failed",
         "host",
         "id",
         "key",
@@ -46,6 +49,8 @@ class Target:
         self.weight = host.weight
         self.timeout_s = pool.timeout_s
         self.available = state.up
+        self.failed = state.failed
+        self.due_at = state.due_at
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
         self.parsed = False
@@ -65,15 +70,16 @@ class PoolPlan:
         self.pool = pool
         self.hosts = hosts
         self.method = method
-        someone_weighted = any(host.available and host.weight for host in hosts)
+        failed = [host for host in hosts if host.failed]
         # A host that would get no traffic if it were up is not worth a request to find out.
-        self.failed = tuple(
-            host for host in hosts if host.state.failed and (host.weight > 0 or not someone_weighted)
-        )
+        someone_weighted = bool(failed) and any(host.available and host.weight for host in hosts)
+        worth_it = [host for host in failed if host.weight > 0 or not someone_weighted]
+        self.failed = tuple(sorted(worth_it, key=attrgetter("due_at")))
+        """Those that requests probe, the first one due in front."""
 
     def due(self, now: float) -> Target | None:
         """The first failed host that a request may probe."""
-        return next((target for target in self.failed if target.state.due(now)), None)
+        return self.failed[0] if self.failed and now >= self.failed[0].due_at else None
 
     def pick(self, key: Callable[[], Key | None], tried: Container[Candidate]) -> Target | None:
         """The method's next host."""
@@ -130,8 +136,15 @@ def build(
     plans = []
     for pool in pools:
         old = old_plans.get(pool.id)
-        hosts = tuple(_target(pool, host, states, previous) for host in pool.hosts)
-        targets.update((target.key, target) for target in hosts)
+        if old is not None and old.pool is pool:
+            # Nearly all of them are as they were, which is told without a call.
+            known = states.get
+            hosts = tuple(
+                [t if known(t.key) is t.state else _target(pool, t.host, states, previous) for t in old.hosts]
+            )
+        else:
+            hosts = tuple([_target(pool, host, states, previous) for host in pool.hosts])
+        targets.update([(target.key, target) for target in hosts])
         if not pool.up:
             continue
         if old is not None and old.hosts == hosts and old.pool is pool:
@@ -152,7 +165,7 @@ def _target(pool: Pool, host: Host, states: Mapping[str, HostState], previous: S
     key = record_key(pool.id, host.id)
     state = states.get(key, _UNKNOWN)
     old = previous.targets.get(key)
-    if old is not None and old.state == state and old.pool is pool:
+    if old is not None and old.pool is pool and old.state == state:
         return old
     return Target(pool, host, state)
 
@@ -174,7 +187,9 @@ def choices(
     """
     for plan in snapshot.plans:
         for target in plan.failed:
-            if target not in tried and target.state.due(now()) and (prober := claim(target)):
+            if now() < target.due_at:
+                break
+            if target not in tried and (prober := claim(target)):
                 tried.add(target)
                 yield Choice(target, prober)
         while (picked := plan.pick(key, tried)) is not None:

@@ -27,6 +27,7 @@ about the state after it and is dropped: fifty requests in flight to a host that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
@@ -86,9 +87,14 @@ class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     def due(self, now: float) -> bool:
         """Whether a request may probe the host."""
+        return now >= self.due_at
+
+    @property
+    def due_at(self) -> float:
+        """When a request may probe the host; never, for one that is up or was taken down by hand."""
         if self.status is Status.PROBING:
-            return now >= self.probe_until
-        return self.status is Status.FAILED and now >= self.down_until
+            return self.probe_until
+        return self.down_until if self.status is Status.FAILED else math.inf
 
 
 class Rules(NamedTuple):

@@ -128,7 +128,9 @@ class Upstream:
 
         Outside a context what was found is recorded before this returns or raises.
         """
-        return cast("Connected[Any]", self._context().connect(client, key=key))
+        context: Any = active(self) or self._outside
+        connected: Connected[Any] = context.connect(client, key=key)
+        return connected
 
     @overload
     async def aconnect(

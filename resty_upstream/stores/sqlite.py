@@ -58,7 +58,7 @@ _SIDE_FILES: Final = ("-wal", "-shm")
 _SCHEMA: Final = f"""
     BEGIN IMMEDIATE;
     CREATE TABLE generation (ns TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE config (ns TEXT PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE config (ns TEXT PRIMARY KEY, data BLOB NOT NULL);
     CREATE TABLE record (ns TEXT, key TEXT, data BLOB NOT NULL, PRIMARY KEY (ns, key)) WITHOUT ROWID;
     CREATE TABLE lease (ns TEXT, name TEXT, owner TEXT NOT NULL, clock TEXT NOT NULL, expires REAL NOT NULL,
                         PRIMARY KEY (ns, name)) WITHOUT ROWID;
@@ -67,6 +67,7 @@ _SCHEMA: Final = f"""
     PRAGMA user_version = {_SCHEMA_VERSION};
     COMMIT;
 """  # noqa: S608 - constants, and a number of our own
+# The configuration is in a table with rowids: in one without, looking for a namespace reads its whole document.
 # The generation of the namespace '' counts the commits of all; ids are never empty.
 
 _log = logging.getLogger("resty_upstream.store")
@@ -350,8 +351,10 @@ class SqliteStore:
                     self._create_file()
         # Taken before the file is opened: if it is replaced in between, the next look finds the difference.
         self._files = self._identities("")
-        db = self._connect()
+        db = sqlite3.connect(self.path, timeout=_OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
+            # Safe in WAL mode: a killed process loses nothing, a power cut the last commits but never the file.
+            db.execute("PRAGMA synchronous = NORMAL")
             if not self._is_ready(db):
                 with self._exclusively():
                     if not self._is_ready(db):
@@ -368,12 +371,6 @@ class SqliteStore:
             raise
         self._db = db
         self._next_check = self.now() + _CHECK_EVERY_S
-        return db
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=_OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
-        # Safe in WAL mode: a power cut may lose the last commits, never the file; a killed process loses nothing.
-        db.execute("PRAGMA synchronous = NORMAL")
         return db
 
     def _is_ready(self, db: sqlite3.Connection) -> bool:

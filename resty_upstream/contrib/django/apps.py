@@ -9,12 +9,3 @@ class UpstreamConfig(AppConfig):
     name = "resty_upstream.contrib.django"
     label = "resty_upstream"
     verbose_name = "Upstreams"
-
-    def ready(self) -> None:
-        """Have a request without the middleware say so."""
-        from django.http import HttpRequest
-
-        from resty_upstream.contrib.django.middleware import MissingMiddleware
-
-        for name in ("upstream", "upstreams"):
-            setattr(HttpRequest, name, MissingMiddleware(name))

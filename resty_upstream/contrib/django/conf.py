@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
-from django.conf import settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.signals import setting_changed
 
 from resty_upstream import InvalidConfig, Upstream, UpstreamNotFound
@@ -81,8 +81,8 @@ def _store(options: Mapping[str, Any]) -> Store:
     """One store object for each URL, so that upstreams of one file share a connection."""
     given = options.get("STORE")
     if given is None:
-        # Settings that are overridden in a test have no module; the environment names it then.
-        module = settings.SETTINGS_MODULE or os.environ.get("DJANGO_SETTINGS_MODULE", "")
+        # As Django finds it; settings that are overridden in a test do not tell.
+        module = os.environ.get(ENVIRONMENT_VARIABLE) or settings.SETTINGS_MODULE or ""
         place = f"{module} {getattr(settings, 'BASE_DIR', '')}"
         if place == " ":
             raise InvalidConfig(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
-from django.utils.functional import SimpleLazyObject
 
 from resty_upstream.contrib.django.conf import aliases, get_upstream
 
@@ -34,7 +33,9 @@ class RequestUpstreams(Mapping[str, "RequestContext"]):
     def __getitem__(self, alias: str) -> RequestContext:
         context = self._contexts.get(alias)
         if context is None:
-            made = get_upstream(alias).context(key=self._client_address)
+            # A key that holds META alone: one that holds this object would leave it to the garbage collector.
+            meta = self._meta
+            made = get_upstream(alias).context(key=lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
             context = self._contexts.setdefault(alias, made)
             if self._finished:
                 context.post_process()  # from now on it tells at once what it sees
@@ -45,13 +46,6 @@ class RequestUpstreams(Mapping[str, "RequestContext"]):
 
     def __len__(self) -> int:
         return len(aliases())
-
-    def _client_address(self) -> str | None:
-        return self._meta.get("REMOTE_ADDR") or None  # empty behind a unix socket
-
-    def default(self) -> RequestContext:
-        """The upstream named ``default``."""
-        return self["default"]
 
     def finish(self) -> None:
         """The response is over: share what was seen of hosts. A second call does nothing."""
@@ -94,18 +88,6 @@ class UpstreamHttpRequest(HttpRequest):
     """The upstream named ``default``."""
     upstreams: RequestUpstreams
     """All upstreams, by name."""
-
-
-class MissingMiddleware:
-    """What ``HttpRequest`` has in the place of an attribute that the middleware sets."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, request: object, owner: type) -> NoReturn:
-        raise AttributeError(
-            f"request.{self._name} needs 'resty_upstream.contrib.django.UpstreamMiddleware' in MIDDLEWARE"
-        )
 
 
 class UpstreamMiddleware:
@@ -152,9 +134,7 @@ class UpstreamMiddleware:
 def _attach(request: HttpRequest) -> RequestUpstreams:
     # The request's META and not the request: a cycle would leave every request to the garbage collector.
     upstreams = RequestUpstreams(request.META)
-    behind = cast("UpstreamHttpRequest", request)
-    behind.upstreams = upstreams
-    behind.upstream = cast("RequestContext", SimpleLazyObject(upstreams.default))
+    cast("UpstreamHttpRequest", request).upstreams = upstreams
     return upstreams
 
 
@@ -182,3 +162,24 @@ async def _watched_async(content: AsyncIterable[bytes], upstreams: RequestUpstre
     except BaseException:
         upstreams.finish()
         raise
+
+
+class _FromMiddleware:
+    """An attribute of every ``HttpRequest``: what the middleware gave this one, or an error that names it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, request: HttpRequest | None, owner: type) -> RequestContext:
+        upstreams = getattr(request, "__dict__", {}).get("upstreams")
+        if upstreams is None:
+            raise AttributeError(
+                f"request.{self._name} needs 'resty_upstream.contrib.django.UpstreamMiddleware' in MIDDLEWARE"
+            )
+        context: RequestContext = upstreams["default"]
+        return context
+
+
+# Made when it is asked for: most requests do without, and should not pay for it.
+for _name in ("upstream", "upstreams"):
+    setattr(HttpRequest, _name, _FromMiddleware(_name))
