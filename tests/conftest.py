@@ -1,0 +1,41 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from resty_upstream.testing import FakeClock
+from tests.helpers import Peer
+
+settings.register_profile(
+    "default",
+    derandomize=False,
+    deadline=None,  # a loaded machine is no fault of the code
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Coroutines are tested on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Time that stands still until it is told to move."""
+    return FakeClock()
+
+
+@pytest.fixture
+def start_peer() -> Iterator[Callable[..., Peer]]:
+    """Starts a :class:`Peer` that is stopped when the test is over."""
+    with ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Peer(*args, **options))
