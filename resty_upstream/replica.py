@@ -174,6 +174,7 @@ class Replica:
         self._random = Random()
         self._queue = {}
         self._in_flight: tuple[dict[str, list[Observation]], ...] = ()
+        self._shows_in_flight = False
         self._flush_again_at = float("-inf")
         self._claim_again_at: dict[str, float] = {}
         self._forked = True  # the next snapshot starts at positions of its own
@@ -214,7 +215,7 @@ class Replica:
                 self._seen = version
                 self._recover()
         except StoreBusy as error:
-            self._retry_at = self.now() + _BUSY_AGAIN_S
+            self._retry_at = self.now() + _RETRY_S
             if self._snapshot is EMPTY:
                 self._suffer(error)
         except StoreError as error:
@@ -282,7 +283,9 @@ class Replica:
     def _rebuild(self, pools: Pools, secret: bytes) -> None:
         """A new snapshot of the stored states, with what is queued on top."""
         states = dict(self._states)
-        for queue in (*self._in_flight, self._queue):
+        in_flight = self._in_flight
+        self._shows_in_flight |= bool(in_flight)
+        for queue in (*in_flight, self._queue):
             for key, observations in list(queue.items()):
                 if key in states:
                     for target, fact in list(observations):
@@ -442,9 +445,11 @@ class Replica:
                 self._suffer(error)
             else:
                 return
-        if news:
-            with self._reload_lock:
+        if news and self._reload_lock.acquire(timeout=_patience_s()):
+            try:
                 self._rebuild(self._snapshot.pools, self._secret)
+            finally:
+                self._reload_lock.release()
 
     def claim(self, target: Target) -> str:
         """Ask for the lease to probe a host: the name of its owner, or "" when it is refused."""
@@ -487,6 +492,10 @@ class Replica:
         if queue:
             with self._queue_lock:
                 self._in_flight = tuple(other for other in self._in_flight if other is not queue)
+            if self._shows_in_flight:
+                # A snapshot was built meanwhile, perhaps of states that had these facts already: build again.
+                self._shows_in_flight = False
+                self._seen = None
 
     def _put_back(self, queue: dict[str, list[Observation]]) -> None:
         if not queue:

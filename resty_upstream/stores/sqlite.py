@@ -30,7 +30,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable
 from resty_upstream.stores import WAIT_S, Document, View
@@ -40,7 +40,6 @@ T = TypeVar("T")
 _APPLICATION_ID: Final = 0x52555053  # "RUPS"
 _SCHEMA_VERSION: Final = 1
 _CHECK_EVERY_S: Final = 1.0
-_OPEN_WAIT_S: Final = 2.0
 _FORK_WAIT_S: Final = 5.0
 _READ_WAIT_S: Final = 0.25
 _SLICE_S: Final = 0.05
@@ -117,6 +116,8 @@ class SqliteStore:
         self._busy_ms = 0
         self._files: dict[str, _Identity | None] = {}
         self._side_files: dict[str, _Identity | None] = {}
+        self._held: dict[str, list[tuple[object, ...]]] = {}  # content of a lost file, until a new one has it
+        self._wait_s = 0.0  # of the call at work
         self._lock_held_for_fork = False
         _stores.add(self)
 
@@ -285,6 +286,7 @@ class SqliteStore:
             self._lock.release()
 
     def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
+        self._wait_s = wait_s
         try:
             db = self._db or self._open()
             busy_ms = round(wait_s * 1000)
@@ -316,7 +318,6 @@ class SqliteStore:
         if not self._lock.acquire(blocking=False):
             return  # a thread is at work on the database; a later call looks
         try:
-            self._next_check = self.now() + _CHECK_EVERY_S
             try:
                 self._attempt(self._poll, 0.0)
             except _Damaged as error:
@@ -328,6 +329,7 @@ class SqliteStore:
             self._close()
             self._bell = _SHUT  # users see another version, read, and get the error with its words
         finally:
+            self._next_check = self.now() + _CHECK_EVERY_S
             self._lock.release()
 
     def _poll(self, db: sqlite3.Connection) -> None:
@@ -351,7 +353,7 @@ class SqliteStore:
                     self._create_file()
         # Taken before the file is opened: if it is replaced in between, the next look finds the difference.
         self._files = self._identities("")
-        db = sqlite3.connect(self.path, timeout=_OPEN_WAIT_S, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False)
         try:
             # Safe in WAL mode: a killed process loses nothing, a power cut the last commits but never the file.
             db.execute("PRAGMA synchronous = NORMAL")
@@ -361,9 +363,10 @@ class SqliteStore:
                         self._initialise(db)
             # By path: opening and closing the file would drop the locks of another connection to it.
             for suffix in ("", *_SIDE_FILES):
-                os.chmod(self.path + suffix, 0o600)
+                with contextlib.suppress(FileNotFoundError):
+                    os.chmod(self.path + suffix, 0o600)
             self._bell, self._files[".bell"] = self._open_bell()
-            self._busy_ms = round(_OPEN_WAIT_S * 1000)
+            self._busy_ms = round(self._wait_s * 1000)
             self._ring(_generation(db))
             self._side_files = self._identities(*_SIDE_FILES)
         except BaseException:
@@ -436,25 +439,25 @@ class SqliteStore:
         """Open the file that is there now; one that is new and empty gets all that the old one held."""
         _log.warning("%s was replaced or deleted: opening it again", self.path)
         try:
-            held = self._held() if self._files[""] != _identity(self.path) else {}
+            if self._db is not None and self._files[""] != _identity(self.path):
+                self._held = self._content(self._db)
             self._leave_old_files()
             db = self._open()
-            if held:
-                self._restore(held, db)
+            if self._held:
+                self._restore(self._held, db)
+                self._held = {}
             return db
         except sqlite3.Error as error:
             raise self._translated(error) from error
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
 
-    def _held(self) -> dict[str, list[tuple[object, ...]]]:
+    def _content(self, db: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
         """What was ever committed to the file that is open, whatever became of its name."""
         try:
-            if self._db is not None:
-                return {table: self._db.execute(query).fetchall() for table, query in _CONTENT.items()}
+            return {table: db.execute(query).fetchall() for table, query in _CONTENT.items()}
         except sqlite3.Error:
-            pass
-        return {}
+            return {}
 
     def _restore(self, held: dict[str, list[tuple[object, ...]]], db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
@@ -504,8 +507,8 @@ class SqliteStore:
         except OSError as failure:
             raise StoreUnavailable(f"{self.path} is damaged and cannot be moved: {failure}") from failure
         _log.error(
-            "%s is damaged (%s): moved to %s and begun anew from a running worker's copy or the settings; "
-            "changes made at run time are lost unless a running worker has them",
+            "%s is damaged (%s): moved to %s and begun anew, from this process's copy or the settings; "
+            "changes made at run time that are in neither are lost",
             self.path,
             error,
             aside,
@@ -518,14 +521,14 @@ class SqliteStore:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self.path + ".lock", flags, 0o600)
         try:
-            deadline = time.monotonic() + _OPEN_WAIT_S
+            deadline = time.monotonic() + self._wait_s
             while True:
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise StoreBusy(f"another process held {self.path}.lock for {_OPEN_WAIT_S:g} s") from None
+                    if time.monotonic() >= deadline:
+                        raise StoreBusy(f"another process creates or replaces {self.path}") from None
                     time.sleep(0.005)
             yield
         finally:
@@ -598,11 +601,10 @@ def _notice_fork() -> None:
 
 
 def _generation(db: sqlite3.Connection) -> int:
-    return _value(db, int, "SELECT value FROM generation WHERE ns = ''", ()) or _missing("its generation")
-
-
-def _missing(what: str) -> NoReturn:
-    raise _Damaged(f"{what} is missing")
+    value = _value(db, int, "SELECT value FROM generation WHERE ns = ''", ())
+    if value is None or not 0 < value < 2**63:
+        raise _Damaged("its generation is missing")
+    return value
 
 
 def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str, ...]) -> T | None:

@@ -1,0 +1,1 @@
+"""What the balancing costs, each figure against its baseline: ``python -m benchmarks``."""

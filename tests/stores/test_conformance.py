@@ -1,0 +1,574 @@
+"""What every store must do: one suite, run over each of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from resty_upstream import Upstream
+from resty_upstream.errors import StoreBusy
+from resty_upstream.stores import Document, Store, View
+from resty_upstream.stores.memory import MemoryStore
+from resty_upstream.stores.sqlite import SqliteStore
+from resty_upstream.testing import FakeClock
+from tests.stores.support import WAIT_S, in_threads, putting, touch, wait_until
+
+MakeStore = Callable[[Path, FakeClock], Store]
+
+STORES: dict[str, MakeStore] = {
+    "memory": lambda _directory, clock: MemoryStore(clock=clock),
+    "sqlite": lambda directory, clock: SqliteStore(directory / "upstreams.db", clock=clock),
+}
+
+
+@pytest.fixture(params=STORES)
+def make_store(request: pytest.FixtureRequest) -> MakeStore:
+    return STORES[request.param]
+
+
+@pytest.fixture
+def store(make_store: MakeStore, tmp_path: Path, clock: FakeClock) -> Iterator[Store]:
+    store = make_store(tmp_path / "private", clock)
+    yield store
+    store.close()
+
+
+class Oops(Exception):
+    """What a transaction of a test raises."""
+
+
+def write_nothing(view: View) -> str:
+    """A transaction that only looks."""
+    view.get("a")
+    return f"config {view.config!r}, keys {sorted(view.keys())}"
+
+
+# ── reading and writing ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_namespace_that_was_never_written_is_empty(store: Store) -> None:
+    assert store.read("a") == Document(0, b"", {})
+
+
+def test_what_a_transaction_wrote_is_read(store: Store) -> None:
+    def work(view: View) -> None:
+        view.config = b"the config"
+        view.put("x", b"1")
+        view.put("y", b"")
+
+    store.transact("a", work)
+    assert store.read("a")[1:] == (b"the config", {"x": b"1", "y": b""})
+
+
+def test_a_transaction_returns_what_its_function_returns(store: Store) -> None:
+    result = object()
+    assert store.transact("a", lambda _view: result) is result
+
+
+def test_a_later_transaction_finds_what_an_earlier_one_wrote(store: Store) -> None:
+    store.transact("a", putting(x=b"1", y=b"2"))
+
+    def work(view: View) -> tuple[bytes | None, bytes | None, list[str]]:
+        return view.get("x"), view.get("z"), sorted(view.keys())
+
+    assert store.transact("a", work) == (b"1", None, ["x", "y"])
+
+
+def test_a_transaction_reads_its_own_writes(store: Store) -> None:
+    store.transact("a", putting(old=b"1", gone=b"2"))
+
+    def work(view: View) -> None:
+        assert not view.has_config
+        assert view.config == b""
+        view.config = b"new config"
+        assert view.has_config
+        assert view.config == b"new config"
+        view.put("old", b"changed")
+        view.put("new", b"3")
+        view.delete("gone")
+        assert (view.get("old"), view.get("new"), view.get("gone")) == (b"changed", b"3", None)
+        assert sorted(view.keys()) == ["new", "old"]
+        view.put("gone", b"back")
+        assert view.get("gone") == b"back"
+        view.delete("new")
+        assert sorted(view.keys()) == ["gone", "old"]
+
+    store.transact("a", work)
+    assert store.read("a").records == {"old": b"changed", "gone": b"back"}
+
+
+def test_a_transaction_knows_whether_a_configuration_was_ever_written(store: Store) -> None:
+    assert store.transact("a", lambda view: view.has_config) is False
+    store.transact("a", lambda view: setattr(view, "config", b"c"))
+    assert store.transact("a", lambda view: (view.has_config, view.config)) == (True, b"c")
+
+
+def test_deleting_what_is_not_there_does_nothing(store: Store) -> None:
+    store.transact("a", lambda view: view.delete("x"))
+    assert store.read("a").records == {}
+
+
+@pytest.mark.parametrize("error", [Oops, KeyboardInterrupt, SystemExit])
+def test_a_transaction_whose_function_raises_stores_nothing(store: Store, error: type[BaseException]) -> None:
+    store.transact("a", putting(x=b"1"))
+    before, version = store.read("a"), store.version("a")
+
+    def work(view: View) -> None:
+        view.config = b"never"
+        view.put("x", b"2")
+        view.put("y", b"2")
+        view.touch()
+        raise error
+
+    with pytest.raises(error):
+        store.transact("a", work)
+    assert store.read("a") == before
+    assert store.version("a") == version
+
+
+def test_a_store_works_on_after_a_function_raised(store: Store) -> None:
+    def work(view: View) -> None:
+        view.put("x", b"2")
+        raise Oops
+
+    with pytest.raises(Oops):
+        store.transact("a", work)
+    store.transact("a", putting(x=b"3"))
+    assert store.read("a").records == {"x": b"3"}
+
+
+def test_a_document_does_not_change_any_more(store: Store) -> None:
+    store.transact("a", putting(x=b"1"))
+    before = store.read("a")
+    store.transact("a", putting(x=b"2", y=b"2"))
+    assert before.records == {"x": b"1"}
+
+
+def test_changing_a_document_changes_nothing_in_the_store(store: Store) -> None:
+    store.transact("a", putting(x=b"1"))
+    records: Any = store.read("a").records
+    records["x"] = b"2"
+    assert store.read("a").records == {"x": b"1"}
+
+
+keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(key=keys, data=st.binary(max_size=300), config=st.binary(min_size=1, max_size=300))
+@settings(max_examples=60)
+def test_any_bytes_under_any_key_come_back_as_they_were(
+    any_store: Store, key: str, data: bytes, config: bytes
+) -> None:
+    def work(view: View) -> None:
+        for old in view.keys():  # noqa: SIM118 - a view is not a mapping
+            view.delete(old)
+        view.put(key, data)
+        view.config = config
+
+    any_store.transact("a", work)
+    assert any_store.read("a")[1:] == (config, {key: data})
+    assert any_store.transact("a", lambda view: view.get(key)) == data
+
+
+@pytest.fixture(scope="module", params=STORES)
+def any_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store for all examples of a property."""
+    store = STORES[request.param](tmp_path_factory.mktemp("any") / "private", FakeClock())
+    yield store
+    store.close()
+
+
+def test_a_large_configuration_comes_back_as_it_was(store: Store) -> None:
+    config = bytes(range(256)) * 8_000
+    store.transact("a", lambda view: setattr(view, "config", config))
+    assert store.read("a").config == config
+
+
+# ── version and generation ────────────────────────────────────────────────────────────────────
+
+
+def test_the_version_is_a_number_that_stands_still_by_itself(store: Store, clock: FakeClock) -> None:
+    store.read("a")
+    version = store.version("a")
+    assert isinstance(version, int)
+    clock.advance(100)
+    assert store.version("a") == version
+
+
+@pytest.mark.parametrize(
+    "work",
+    [touch, lambda view: setattr(view, "config", b"c"), putting(x=b"1")],
+    ids=["touch", "config", "put and touch"],
+)
+def test_a_change_of_routing_moves_version_and_generation(store: Store, work: Callable[[View], None]) -> None:
+    store.transact("a", putting(x=b"0"))
+    version, generation = store.version("a"), store.read("a").generation
+    store.transact("a", work)
+    assert store.version("a") != version
+    assert store.read("a").generation > generation
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        write_nothing,
+        lambda view: view.put("x", b"2"),
+        lambda view: view.put("new", b"2"),
+        lambda view: view.delete("x"),
+        lambda view: view.delete("never there"),
+    ],
+    ids=["nothing", "put", "put new", "delete", "delete nothing"],
+)
+def test_what_does_not_change_routing_moves_neither(store: Store, work: Callable[[View], object]) -> None:
+    store.transact("a", putting(x=b"0"))
+    version, generation = store.version("a"), store.read("a").generation
+    store.transact("a", work)
+    assert store.version("a") == version
+    assert store.read("a").generation == generation
+
+
+def test_no_version_comes_twice(store: Store) -> None:
+    versions = []
+    for _ in range(20):
+        store.transact("a", touch)
+        versions.append(store.version("a"))
+    assert len(set(versions)) == 20
+
+
+def test_the_generation_only_grows(store: Store) -> None:
+    generations = []
+    for _ in range(20):
+        store.transact("a", touch)
+        generations.append(store.read("a").generation)
+    assert generations == sorted(set(generations))
+
+
+# ── namespaces ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_namespaces_know_nothing_of_each_other(store: Store) -> None:
+    for number, ns in enumerate(["a", "b", "a b", "A", "ä", "a\x00"]):
+
+        def work(view: View, data: bytes = b"%d" % number) -> None:
+            assert not view.has_config
+            assert view.keys() == []
+            view.config = data
+            view.put("x", data)
+
+        store.transact(ns, work)
+    found = [(d.config, d.records) for d in map(store.read, ["a", "b", "a b", "A", "ä", "a\x00"])]
+    assert found == [(b"%d" % n, {"x": b"%d" % n}) for n in range(6)]
+
+
+def test_a_change_of_one_namespace_moves_no_other_generation(store: Store) -> None:
+    store.transact("a", touch)
+    store.transact("b", touch)
+    before = store.read("a")
+    store.transact("b", touch)
+    assert store.read("a") == before
+
+
+# ── leases ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lease_is_for_one_owner(store: Store) -> None:
+    assert store.lease("a", "probe", "one", 10)
+    assert not store.lease("a", "probe", "two", 10)
+
+
+def test_leases_of_other_names_and_namespaces_are_others(store: Store) -> None:
+    assert store.lease("a", "probe", "one", 10)
+    assert store.lease("a", "other", "two", 10)
+    assert store.lease("b", "probe", "three", 10)
+
+
+def test_a_lease_ends_by_itself(store: Store, clock: FakeClock) -> None:
+    store.lease("a", "probe", "one", 10)
+    clock.advance(9.9)
+    assert not store.lease("a", "probe", "two", 10)
+    clock.advance(0.2)
+    assert store.lease("a", "probe", "two", 10)
+    assert not store.lease("a", "probe", "one", 10)
+
+
+def test_an_owner_renews_its_lease(store: Store, clock: FakeClock) -> None:
+    store.lease("a", "probe", "one", 10)
+    clock.advance(8)
+    assert store.lease("a", "probe", "one", 10)
+    clock.advance(8)
+    assert not store.lease("a", "probe", "two", 10)
+    clock.advance(3)
+    assert store.lease("a", "probe", "two", 10)
+
+
+def test_a_lease_that_was_given_back_is_free(store: Store) -> None:
+    store.lease("a", "probe", "one", 10)
+    store.release("a", "probe", "one")
+    assert store.lease("a", "probe", "two", 10)
+
+
+def test_only_its_owner_gives_a_lease_back(store: Store) -> None:
+    store.lease("a", "probe", "one", 10)
+    store.release("a", "probe", "two")
+    store.release("a", "never taken", "two")
+    assert not store.lease("a", "probe", "two", 10)
+
+
+def test_an_owner_whose_lease_went_to_another_cannot_give_that_back(store: Store, clock: FakeClock) -> None:
+    store.lease("a", "probe", "one", 10)
+    clock.advance(11)
+    store.lease("a", "probe", "two", 10)
+    store.release("a", "probe", "one")
+    assert not store.lease("a", "probe", "three", 10)
+
+
+def test_leases_change_neither_routing_nor_records(store: Store) -> None:
+    store.transact("a", putting(x=b"1"))
+    before, version = store.read("a"), store.version("a")
+    store.lease("a", "probe", "one", 10)
+    store.release("a", "probe", "one")
+    assert (store.read("a"), store.version("a")) == (before, version)
+
+
+def test_of_threads_that_ask_together_one_gets_the_lease(store: Store) -> None:
+    barrier = threading.Barrier(8)
+    got = []
+
+    def work(number: int) -> None:
+        barrier.wait(WAIT_S)
+        got.append(store.lease("a", "probe", f"owner {number}", 10))
+
+    in_threads(8, work)
+    assert sorted(got) == [False] * 7 + [True]
+
+
+# ── the rest of the protocol ──────────────────────────────────────────────────────────────────
+
+
+def test_the_clock_is_the_one_that_was_given(store: Store, clock: FakeClock) -> None:
+    assert store.now() == clock()
+    clock.advance(3)
+    assert store.now() == clock()
+
+
+def test_the_clock_has_a_name(store: Store) -> None:
+    assert isinstance(store.clock_id, str)
+    assert store.clock_id
+
+
+def test_every_store_serves_an_upstream(store: Store) -> None:
+    upstream = Upstream(store, pools={"p": {"hosts": {"a": {"host": "a.test"}}}})
+    assert upstream.connect(lambda host, _port, _timeout: host).client == "a.test"
+
+
+def test_closing_twice_is_as_closing_once(store: Store) -> None:
+    store.close()
+    store.close()
+    store.read("a")
+    store.close()
+    store.close()
+
+
+def test_a_store_that_is_used_after_closing_opens_again(store: Store) -> None:
+    store.transact("a", putting(x=b"1"))
+    store.close()
+    store.transact("a", putting(y=b"2"))
+    store.close()
+    assert store.read("a").records == {"x": b"1", "y": b"2"}
+    version = store.version("a")
+    store.transact("a", touch)
+    assert store.version("a") != version
+
+
+# ── several threads ───────────────────────────────────────────────────────────────────────────
+
+
+def test_no_update_of_any_thread_is_lost(store: Store) -> None:
+    def add_one(view: View) -> None:
+        view.put("n", b"%d" % (int(view.get("n") or 0) + 1))
+        view.touch()
+
+    in_threads(8, lambda _number: [store.transact("a", add_one, wait_s=WAIT_S) for _ in range(50)])
+    assert store.read("a").records == {"n": b"400"}
+
+
+def test_a_reader_never_sees_half_a_transaction(store: Store) -> None:
+    store.transact("a", putting(x=b"0", y=b"0"))
+    done = threading.Event()
+
+    def work(number: int) -> None:
+        if number == 0:
+            for n in range(300):
+                store.transact("a", putting(x=b"%d" % n, y=b"%d" % n), wait_s=WAIT_S)
+            done.set()
+            return
+        before = 0
+        while not done.is_set():
+            generation, _, records = store.read("a")
+            assert records["x"] == records["y"]
+            assert generation >= before
+            before = generation
+
+    in_threads(4, work)
+
+
+def test_who_waits_too_long_for_another_thread_is_told_so(store: Store) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold(view: View) -> None:
+        inside.set()
+        assert leave.wait(WAIT_S)
+        view.put("x", b"1")
+
+    thread = threading.Thread(target=store.transact, args=["a", hold])
+    thread.start()
+    try:
+        assert inside.wait(WAIT_S)
+        with pytest.raises(StoreBusy):
+            store.transact("a", putting(x=b"2"), wait_s=0.02)
+        with pytest.raises(StoreBusy):
+            store.transact("a", putting(x=b"2"), wait_s=0)
+    finally:
+        leave.set()
+        thread.join(WAIT_S)
+    assert store.read("a").records == {"x": b"1"}
+
+
+def test_who_waits_long_enough_for_another_thread_gets_its_turn(store: Store) -> None:
+    inside, leave, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(_view: View) -> None:
+        inside.set()
+        assert leave.wait(WAIT_S)
+
+    def wait() -> None:
+        store.transact("a", putting(x=b"1"), wait_s=WAIT_S)
+        done.set()
+
+    holder, waiter = threading.Thread(target=store.transact, args=["a", hold]), threading.Thread(target=wait)
+    holder.start()
+    assert inside.wait(WAIT_S)
+    waiter.start()
+    assert not done.wait(0.2), "it must not come in before the other has left"
+    leave.set()
+    wait_until(done.is_set, "the waiting transaction")
+    holder.join(WAIT_S)
+    waiter.join(WAIT_S)
+    assert store.read("a").records == {"x": b"1"}
+
+
+# ── any sequence of calls, against a dict ─────────────────────────────────────────────────────
+
+NAMESPACES = ("one", "two")
+OWNERS = ("me", "you")
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("xyz"), st.binary(max_size=5)),
+        st.tuples(st.just("delete"), st.sampled_from("xyz"), st.just(b"")),
+        st.tuples(st.just("config"), st.just(""), st.binary(min_size=1, max_size=5)),
+        st.tuples(st.just("touch"), st.just(""), st.just(b"")),
+    ),
+    max_size=6,
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Does to a store and to dicts the same, and compares."""
+
+    make_store: MakeStore
+
+    @initialize()
+    def begin(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        self.clock = FakeClock()
+        self.store = type(self).make_store(self.directory / "private", self.clock)
+        self.configs = dict.fromkeys(NAMESPACES, b"")
+        self.records: dict[str, dict[str, bytes]] = {ns: {} for ns in NAMESPACES}
+        self.generations = dict.fromkeys(NAMESPACES, 0)
+        self.leases: dict[str, tuple[str, float]] = {}
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+            shutil.rmtree(self.directory)
+
+    @rule(ns=st.sampled_from(NAMESPACES), steps=steps, fails=st.booleans())
+    def transact(self, ns: str, steps: list[tuple[str, str, bytes]], fails: bool) -> None:
+        config, records, touched = self.configs[ns], dict(self.records[ns]), False
+
+        def work(view: View) -> None:
+            nonlocal config, touched
+            for step, key, data in steps:
+                if step == "put":
+                    view.put(key, data)
+                    records[key] = data
+                elif step == "delete":
+                    view.delete(key)
+                    records.pop(key, None)
+                elif step == "config":
+                    view.config = config = data
+                    touched = True
+                else:
+                    view.touch()
+                    touched = True
+                assert view.config == config
+                assert {key: view.get(key) for key in view.keys()} == records  # noqa: SIM118
+            if fails:
+                raise Oops
+
+        self.store.read(ns)
+        version = self.store.version(ns)
+        if fails:
+            with pytest.raises(Oops):
+                self.store.transact(ns, work)
+            assert self.store.version(ns) == version
+            return
+        self.store.transact(ns, work)
+        assert (self.store.version(ns) != version) == touched
+        self.configs[ns], self.records[ns] = config, records
+        if touched:
+            generation = self.store.read(ns).generation
+            assert generation > self.generations[ns]
+            self.generations[ns] = generation
+
+    @rule(ns=st.sampled_from(NAMESPACES))
+    def read(self, ns: str) -> None:
+        expected = Document(self.generations[ns], self.configs[ns], self.records[ns])
+        assert self.store.read(ns) == expected
+
+    @rule(owner=st.sampled_from(OWNERS), ttl_s=st.integers(1, 5))
+    def lease(self, owner: str, ttl_s: int) -> None:
+        holder, until = self.leases.get("probe", (owner, 0.0))
+        free = holder == owner or self.clock() >= until
+        assert self.store.lease("one", "probe", owner, ttl_s) == free
+        if free:
+            self.leases["probe"] = (owner, self.clock() + ttl_s)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def release(self, owner: str) -> None:
+        self.store.release("one", "probe", owner)
+        if self.leases.get("probe", ("", 0.0))[0] == owner:
+            del self.leases["probe"]
+
+    @rule(seconds=st.integers(0, 4))
+    def advance(self, seconds: int) -> None:
+        self.clock.advance(seconds)
+
+    @rule()
+    def close(self) -> None:
+        self.store.close()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_store_does_what_a_dict_would(name: str) -> None:
+    machine = type("Machine", (StoreMachine,), {"make_store": staticmethod(STORES[name])})
+    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25))
