@@ -507,8 +507,8 @@ class SqliteStore:
         except OSError as failure:
             raise StoreUnavailable(f"{self.path} is damaged and cannot be moved: {failure}") from failure
         _log.error(
-            "%s is damaged (%s): moved to %s and begun anew, from this process's copy or the settings; "
-            "changes made at run time that are in neither are lost",
+            "%s is damaged (%s): moved to %s and begun anew; "
+            "changes made at run time are lost unless this process has them in its copy",
             self.path,
             error,
             aside,
