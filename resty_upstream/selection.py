@@ -262,7 +262,7 @@ def explain(
         keyed = _keyed_pick(plans.get(pool.id), key, excluded)
         reasons = tuple(
             HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it")
-            if host in excluded
+            if host in excluded and host.available
             else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts
         )
