@@ -378,8 +378,13 @@ class SqliteStore:
 
     def _is_ready(self, db: sqlite3.Connection) -> bool:
         """Whether the database is ours and in WAL mode; False when it is new and empty."""
-        (application_id,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute("BEGIN")  # one moment: another process may be creating it
+        try:
+            (application_id,) = db.execute("PRAGMA application_id").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            is_empty = db.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+        finally:
+            db.execute("ROLLBACK")
         if application_id == _APPLICATION_ID:
             if version != _SCHEMA_VERSION:
                 raise StoreFormatError(
@@ -387,7 +392,7 @@ class SqliteStore:
                     "run the newer release, or name another file"
                 )
             return bool(db.execute("PRAGMA journal_mode").fetchone() == ("wal",))
-        if application_id or version or db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if application_id or version or not is_empty:
             raise StoreFormatError(f"{self.path} is another application's database: name another file")
         return False
 
