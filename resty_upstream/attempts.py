@@ -190,9 +190,8 @@ class Attempt:
 
 
 _RECORDED: Final = ("pool", "host", "timeout_s", "last_resort", "outcome", "error", "duration_s")
-_PICKLABLE: Final = frozenset(
-    {"builtins", "socket", "ssl"}
-)  # exceptions of others may not come back from a pickle
+# Modules whose exceptions come back from a pickle; those of others may not.
+_PICKLABLE: Final = frozenset({"builtins", "socket", "ssl"})
 
 
 class Attempts(Iterator[Attempt]):
