@@ -44,7 +44,7 @@ _FORK_WAIT_S: Final = 5.0
 _READ_WAIT_S: Final = 0.25
 _SLICE_S: Final = 0.05
 _BELL_BYTES: Final = 4096
-_REPAIRS: Final = 3
+_REPAIRS: Final = 6
 _CONTENT: Final = {
     "config": "SELECT ns, data FROM config",
     "record": "SELECT ns, key, data FROM record",
@@ -84,7 +84,7 @@ class _Damaged(Exception):
 
 
 class _Moved(Exception):
-    """The file that is open has been replaced or deleted."""
+    """The file that is open, or was being opened, has been replaced or deleted."""
 
 
 def _boot_clock() -> tuple[Callable[[], float], str]:
@@ -94,6 +94,10 @@ def _boot_clock() -> tuple[Callable[[], float], str]:
         return functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME), boot_id
     except (OSError, AttributeError, UnicodeError):
         return time.time, "wall clock"
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 class SqliteStore:
@@ -213,7 +217,9 @@ class SqliteStore:
         db.execute("BEGIN IMMEDIATE")
         try:
             if self._files[""] != _identity(self.path):
-                raise _Moved  # what is written to a file that has no name any more is lost
+                raise _Moved(
+                    "the file is another one"
+                )  # what is written to a file that has no name any more is lost
             has_config = db.execute("SELECT 1 FROM config WHERE ns = ?", (ns,)).fetchone() is not None
             view = View(load_config, load, load_keys, has_config=has_config)
             result = fn(view)
@@ -270,18 +276,20 @@ class SqliteStore:
         if not self._lock.acquire(timeout=wait_s):
             raise StoreBusy(f"{self.path} is in use by other threads")
         moved = False
+        last: Exception | None = None
         try:
-            for _ in range(_REPAIRS):
+            for tried in range(_REPAIRS):
                 try:
                     if moved:
+                        time.sleep(0.002 * tried)  # whoever replaces it may need a moment more
                         self._reopen()
                     return self._attempt(work, wait_s)
                 except _Damaged as error:
                     self._set_aside(error)
-                    moved = False
-                except _Moved:
-                    moved = True
-            raise StoreUnavailable(f"{self.path} is damaged or replaced again and again")
+                    moved, last = False, error
+                except _Moved as error:
+                    moved, last = True, error
+            raise StoreUnavailable(f"{self.path} is damaged or replaced again and again: {last}") from last
         finally:
             self._lock.release()
 
@@ -300,7 +308,7 @@ class SqliteStore:
             raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
 
     def _translated(self, error: sqlite3.Error) -> Exception:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        code = _primary_code(error)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(f"{self.path} is being written by another process")
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -322,6 +330,9 @@ class SqliteStore:
                 self._attempt(self._poll, 0.0)
             except _Damaged as error:
                 self._set_aside(error)
+                self._bell = _SHUT
+            except _Moved:
+                self._close()
                 self._bell = _SHUT
         except StoreBusy:
             pass
@@ -347,10 +358,13 @@ class SqliteStore:
             raise StoreUnavailable(
                 f"{self.path}: this process was forked, without Python's hooks, while a thread used the store"
             )
-        if not self._require_own_file():
-            with self._exclusively():
-                if not self._require_own_file():
-                    self._create_file()
+        try:
+            if not self._require_own_file():
+                with self._exclusively():
+                    if not self._require_own_file():
+                        self._create_file()
+        except FileNotFoundError as error:
+            raise _Moved(str(error)) from error  # the directory was there a moment ago
         # Taken before the file is opened: if it is replaced in between, the next look finds the difference.
         self._files = self._identities("")
         db = sqlite3.connect(self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False)
@@ -369,12 +383,23 @@ class SqliteStore:
             self._busy_ms = round(self._wait_s * 1000)
             self._ring(_generation(db))
             self._side_files = self._identities(*_SIDE_FILES)
-        except BaseException:
+        except BaseException as error:
             db.close()
+            if self._was_moved(error):
+                raise _Moved(str(error)) from error
             raise
         self._db = db
         self._next_check = self.now() + _CHECK_EVERY_S
         return db
+
+    def _was_moved(self, error: BaseException) -> bool:
+        """Whether opening failed because somebody deletes or replaces files meanwhile."""
+        if isinstance(error, sqlite3.Error) and _primary_code(error) in (
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+        ):
+            return True  # of a -wal or -shm that went, perhaps; if not, it says the same again
+        return isinstance(error, (sqlite3.Error, OSError)) and self._files[""] != _identity(self.path)
 
     def _is_ready(self, db: sqlite3.Connection) -> bool:
         """Whether the database is ours and in WAL mode; False when it is new and empty."""
