@@ -241,9 +241,7 @@ class Replica:
             return bool(document.config) or self._config is not None or self._declared is not None
         if config.clock != self.store.clock_id or self._to_merge(config) is not None:
             return True
-        return self._is_foreign(config) and self._knows_more_than(
-            config, {key: _decode_state(data) for key, data in document.records.items()}
-        )
+        return self._is_foreign(config) and self._knows_more_than(config, _decode_states(document.records))
 
     def _to_merge(self, config: Config) -> Definition | None:
         """What was declared in this process and is news to the store."""
@@ -557,7 +555,7 @@ class Replica:
                 config = self._decoded(document.config)
                 if config is not None:
                     pools = config.pools
-                    states = {key: _decode_state(data) for key, data in document.records.items()}
+                    states = _decode_states(document.records)
             except StoreError as error:
                 self._suffer(error)
         return pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
@@ -599,6 +597,10 @@ def _decode_state(data: bytes) -> HostState:
     except StoreFormatError as error:
         _log.error("%s: taken as healthy", error)
         return HostState()
+
+
+def _decode_states(records: Mapping[str, bytes]) -> dict[str, HostState]:
+    return {key: _decode_state(data) for key, data in records.items()}
 
 
 def _patience_s() -> float:

@@ -273,10 +273,13 @@ def explain(
 
 def _first_choice(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
     """A host of the pool that a request would try, were the pool the first."""
+    due = _probe(plan, now, excluded)
+    return due or next((host for host in plan.hosts if host.available and host not in excluded), None)
+
+
+def _probe(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
     due = plan.due(now)
-    if due is not None and due not in excluded:
-        return due
-    return next((host for host in plan.hosts if host.available and host not in excluded), None)
+    return None if due in excluded else due
 
 
 def _keyed_pick(plan: PoolPlan | None, key: Key | None, excluded: set[Target]) -> Target | None:
@@ -289,8 +292,8 @@ def _summary(
     snapshot: Snapshot, used: PoolPlan | None, excluded: set[Target], now: float, last_resort: bool
 ) -> str:
     if used is not None:
-        due = used.due(now)
-        if due is not None and due not in excluded:
+        due = _probe(used, now, excluded)
+        if due is not None:
             return f"connect tries pool {used.pool.id} first, and there host {due.id}: it is time to probe it"
         return f"connect tries pool {used.pool.id} first"
     if not snapshot.pools:

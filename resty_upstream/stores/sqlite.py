@@ -217,9 +217,8 @@ class SqliteStore:
         db.execute("BEGIN IMMEDIATE")
         try:
             if self._files[""] != _identity(self.path):
-                raise _Moved(
-                    "the file is another one"
-                )  # what is written to a file that has no name any more is lost
+                # What is written to a file that has no name any more is lost.
+                raise _Moved("the file is another one")
             has_config = db.execute("SELECT 1 FROM config WHERE ns = ?", (ns,)).fetchone() is not None
             view = View(load_config, load, load_keys, has_config=has_config)
             result = fn(view)
@@ -282,8 +281,7 @@ class SqliteStore:
                 try:
                     if moved:
                         time.sleep(0.002 * tried)  # whoever replaces it may need a moment more
-                        self._reopen()
-                    return self._attempt(work, wait_s)
+                    return self._attempt(work, wait_s, moved=moved)
                 except _Damaged as error:
                     self._set_aside(error)
                     moved, last = False, error
@@ -293,10 +291,10 @@ class SqliteStore:
         finally:
             self._lock.release()
 
-    def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float) -> T:
+    def _attempt(self, work: Callable[[sqlite3.Connection], T], wait_s: float, *, moved: bool = False) -> T:
         self._wait_s = wait_s
         try:
-            db = self._db or self._open()
+            db = self._reopen() if moved else self._db or self._open()
             busy_ms = round(wait_s * 1000)
             if busy_ms != self._busy_ms:
                 db.execute(f"PRAGMA busy_timeout = {busy_ms}")
@@ -468,19 +466,14 @@ class SqliteStore:
     def _reopen(self) -> sqlite3.Connection:
         """Open the file that is there now; one that is new and empty gets all that the old one held."""
         _log.warning("%s was replaced or deleted: opening it again", self.path)
-        try:
-            if self._db is not None and self._files[""] != _identity(self.path):
-                self._held = self._content(self._db)
-            self._leave_old_files()
-            db = self._open()
-            if self._held:
-                self._restore(self._held, db)
-                self._held = {}
-            return db
-        except sqlite3.Error as error:
-            raise self._translated(error) from error
-        except OSError as error:
-            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+        if self._db is not None and self._files[""] != _identity(self.path):
+            self._held = self._content(self._db)
+        self._leave_old_files()
+        db = self._open()
+        if self._held:
+            self._restore(self._held, db)
+            self._held = {}
+        return db
 
     def _content(self, db: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
         """What was ever committed to the file that is open, whatever became of its name."""
