@@ -2,8 +2,9 @@
 
 from resty_upstream.api import UpstreamAPI
 from resty_upstream.attempts import Attempt, Attempts, Info
+from resty_upstream.config import Upstreams
 from resty_upstream.connectors import Connected, register_connector
-from resty_upstream.context import RequestContext
+from resty_upstream.context import RequestContext, RequestUpstreams
 from resty_upstream.errors import (
     HostExists,
     HostNotFound,
@@ -12,10 +13,12 @@ from resty_upstream.errors import (
     NoHostAvailable,
     PoolExists,
     PoolNotFound,
+    Problem,
     StoreBusy,
     StoreError,
     StoreFormatError,
     StoreUnavailable,
+    StoreUnsafe,
     UpstreamError,
     UpstreamNotFound,
 )
@@ -43,15 +46,19 @@ __all__ = [
     "Pool",
     "PoolExists",
     "PoolNotFound",
+    "Problem",
     "RequestContext",
+    "RequestUpstreams",
     "StoreBusy",
     "StoreError",
     "StoreFormatError",
     "StoreUnavailable",
+    "StoreUnsafe",
     "Upstream",
     "UpstreamAPI",
     "UpstreamError",
     "UpstreamNotFound",
+    "Upstreams",
     "__version__",
     "register_connector",
     "register_method",

@@ -219,7 +219,7 @@ class Attempts(Iterator[Attempt]):
 
     def __init__(self, context: RequestContext, key: Key | None) -> None:
         self.context = context
-        self.now = context.now
+        self.now = context.upstream.now
         self.log: list[Attempt] = []
         self._key = key
         self.done = False
@@ -243,6 +243,8 @@ class Attempts(Iterator[Attempt]):
         now = self.now()  # after the snapshot: the first one of all may bring hosts into being
         total_s = upstream.total_timeout_s
         self._deadline = now + total_s
+        if context.began is None:
+            context.began = now
         plan = snapshot.untroubled
         if plan is not None and not context.failed:
             # Nothing to consider: what `choices` would offer first, without making it.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from resty_upstream import connectors
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=Connectable)
 
+_KEPT_S: Final = 1.0
 _UNREACHABLE: Final = "the loop over attempts returns or raises"
 _new_tuple = tuple.__new__
 
@@ -47,22 +49,22 @@ class RequestContext:
     Framework plugins make one per request and call :meth:`post_process` when the response is over; anyone
     else uses it as a context manager, which does the same. A host on which this request failed is not tried
     again by it (until the pool's ``failed_timeout`` is over, for a context that lives that long). What is
-    seen of hosts is kept until :meth:`post_process`; what is seen after it is recorded at once.
+    seen of hosts is kept until :meth:`post_process`; what is seen after it is recorded at once, and so is what
+    is seen in a context that has been in use for a second: a websocket, a stream or a task may go on for hours.
     """
 
-    __slots__ = ("_facts", "_finished", "_key", "_token", "failed", "now", "upstream")
+    # Most requests connect at most once, and to healthy hosts: what they do without is made when it is needed.
+    began: float | None = None
+    """When it was first used, on the store's clock."""
+    _finished = False
+    _facts: deque[Observation] | None = None
+    _token: Any = None
+    failed: Mapping[str, float] = MappingProxyType({})
+    """When this request failed, by host."""
 
-    def __init__(
-        self, upstream: Upstream, key: Key | Callable[[], Key | None] | None = None, *, finished: bool = False
-    ) -> None:
+    def __init__(self, upstream: Upstream, key: Key | Callable[[], Key | None] | None = None) -> None:
         self.upstream = upstream
-        self.now = upstream.store.now
         self._key = key
-        self._finished = finished
-        self._facts: deque[Observation] = deque()
-        self.failed: dict[str, float] = {}
-        """When this request failed, by host."""
-        self._token: Any = None
 
     def key(self) -> Key | None:
         """The request's key for methods that hash it."""
@@ -114,20 +116,21 @@ class RequestContext:
     def observe(self, target: Target, fact: Fact, *, probe: bool) -> None:
         """Keep a fact for :meth:`post_process`; a probe's result is shared at once, for it holds a lease."""
         observation = Observation(target, fact)
+        # Made by whichever thread is first: several may share the context.
         if not self._finished and isinstance(fact, Failure):
-            self.failed[target.key] = fact.at
+            self.__dict__.setdefault("failed", {})[target.key] = fact.at
         if probe:
             self.upstream.replica.observe((observation,))
             return
-        self._facts.append(observation)
-        if self._finished:
+        self.__dict__.setdefault("_facts", deque()).append(observation)
+        if self._finished or (self.began is not None and fact.at - self.began > _KEPT_S):
             self._tell()
 
     def excluded(self, snapshot: Snapshot) -> set[Target]:
         """The hosts that this request does not try again."""
         if not self.failed:
             return set()
-        now = self.now()
+        now = self.upstream.now()
         targets = [(snapshot.targets.get(key), at) for key, at in list(self.failed.items())]
         return {target for target, at in targets if target and now - at < target.pool.failed_timeout}
 
@@ -137,15 +140,17 @@ class RequestContext:
         May be called again, from any thread: it finds nothing then. Never raises for the store.
         """
         self._finished = True
-        self._tell()
+        if self._facts or self.upstream.replica.has_queue:
+            self._tell()
 
     def _tell(self) -> None:
-        if self._facts:
+        facts = self._facts
+        if facts:
             # Appending and popping are atomic: each fact is told once, whichever thread gets here first.
             seen = []
             with suppress(IndexError):
                 while True:
-                    seen.append(self._facts.popleft())
+                    seen.append(facts.popleft())
             self.upstream.replica.observe(seen)
         elif self.upstream.replica.has_queue:
             self.upstream.replica.flush()
@@ -158,7 +163,7 @@ class RequestContext:
         return explain(
             snapshot,
             wanted,
-            self.now(),
+            self.upstream.now(),
             excluded=self.excluded(snapshot),
             last_resort=self.upstream.last_resort,
         )
@@ -181,3 +186,56 @@ class RequestContext:
     ) -> None:
         _active.reset(self._token)
         self.post_process()
+
+
+class RequestUpstreams(Mapping[str, RequestContext]):
+    """The upstreams of one web request, by name; each context is made when it is first used.
+
+    What framework plugins give a request, and end with :meth:`post_process` when its response is over.
+
+    :param upstreams: the upstreams of the application, by name.
+    :param key: the request's key for methods that hash one, or a callable that is asked when it is needed.
+    :param default: the one named default, for plugins that hand its context out with every request.
+    :raises UpstreamNotFound: (a ``KeyError``) for a name that ``upstreams`` does not have.
+    """
+
+    __slots__ = ("__weakref__", "_contexts", "_finished", "_key", "_upstreams")
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        key: Key | Callable[[], Key | None] | None = None,
+        default: Upstream | None = None,
+    ) -> None:
+        self._upstreams = upstreams
+        self._key = key
+        self._contexts = {} if default is None else {"default": RequestContext(default, key)}
+        self._finished = False
+
+    def __getitem__(self, name: str) -> RequestContext:
+        context = self._contexts.get(name)
+        if context is None:
+            context = RequestContext(self._upstreams[name], self._key)
+            # Of two threads that are here, both get the first one's.
+            context = self._contexts.setdefault(name, context)
+            if self._finished:
+                context.post_process()  # from now on it tells at once what it sees
+        return context
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._upstreams)
+
+    def __len__(self) -> int:
+        return len(self._upstreams)
+
+    @property
+    def used(self) -> bool:
+        """Whether any of them was asked for."""
+        return bool(self._contexts)
+
+    def post_process(self) -> None:
+        """Share what the request saw of hosts with all workers. A second call does nothing."""
+        if not self._finished:
+            self._finished = True
+            for context in tuple(self._contexts.values()):
+                context.post_process()

@@ -13,23 +13,54 @@
     ├── NoHostAvailable (ConnectionError) every host that could be tried failed; .attempts, .status_hint
     └── StoreError                        the shared store; never raised out of a request
         ├── StoreUnavailable              it cannot be reached, written or trusted
-        │   └── StoreBusy                 another process held it for too long
+        │   ├── StoreBusy                 another process held it for too long
+        │   └── StoreUnsafe               others could change it, or put something in its place
         └── StoreFormatError              it holds something that this version cannot read
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Self
+import difflib
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from resty_upstream.attempts import Attempt
+
+ProblemKind = Literal["structure", "option", "value", "missing", "id", "method", "store", "exists"]
 
 
 class UpstreamError(Exception):
     """The root of all errors of this library."""
+
+
+class Problem(str):
+    """One sentence that says what is wrong, beginning with its path, and what kind of thing that is."""
+
+    __slots__ = ("kind",)
+
+    kind: ProblemKind
+    """``structure``: not the mapping or the file that it should be. ``option``: no option has that name.
+    ``value``: of the wrong type, or out of its bounds. ``missing``: must be given. ``id``: not one, or given
+    twice. ``method``: not registered. ``store``: no store has that URL. ``exists``: there already."""
+
+    def __new__(cls, text: str, kind: ProblemKind = "value") -> Self:
+        problem = super().__new__(cls, text)
+        problem.kind = kind
+        return problem
+
+    @classmethod
+    def unknown_option(cls, path: str, name: object, known: Iterable[str]) -> Self:
+        """What is wrong with an option ``name`` at ``path``, where only the ``known`` ones are."""
+        by_lower = {option.lower(): option for option in known}
+        alike = difflib.get_close_matches(str(name).lower(), by_lower, 1)
+        meant = f"did you mean {by_lower[alike[0]]}? " if alike else ""
+        return cls(f"{path} is not an option: {meant}options are {', '.join(by_lower.values())}", "option")
+
+    def __getnewargs__(self) -> tuple[str, ProblemKind]:  # type: ignore[override]  # of str: the text alone
+        return str(self), self.kind
 
 
 class InvalidConfig(UpstreamError, ValueError):
@@ -39,14 +70,21 @@ class InvalidConfig(UpstreamError, ValueError):
     (``pools.primary.hosts.a.port must be …``); the message joins them.
     """
 
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    kind: ClassVar[ProblemKind] = "value"
+    """Of the problems that are given as plain text."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        given = (problems,) if isinstance(problems, str) else problems
+        self.problems = tuple(each if isinstance(each, Problem) else Problem(each, self.kind) for each in given)
         super().__init__("; ".join(self.problems))
 
-    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Problem, ...]]]:
         return type(self), (self.problems,)
+
+    def below(self, path: str) -> Self:
+        """The same error, with ``path`` in front of each problem."""
+        return type(self)([Problem(path + problem, problem.kind) for problem in self.problems])
 
 
 class Problems:
@@ -76,13 +114,19 @@ class Problems:
 class MethodNotFound(InvalidConfig):
     """No balancing method is registered under that name."""
 
+    kind = "method"
+
 
 class PoolExists(InvalidConfig):
     """A pool of that id exists already."""
 
+    kind = "exists"
+
 
 class HostExists(InvalidConfig):
     """A host of that id exists already in the pool."""
+
+    kind = "exists"
 
 
 class UpstreamNotFound(UpstreamError, KeyError):
@@ -129,6 +173,10 @@ class StoreUnavailable(StoreError):
 
 class StoreBusy(StoreUnavailable):
     """Another process or thread held the store for longer than this call may wait."""
+
+
+class StoreUnsafe(StoreUnavailable):
+    """Others could change the store, or put something in its place."""
 
 
 class StoreFormatError(StoreError):

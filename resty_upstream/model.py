@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, get_arg
 import msgspec
 from msgspec import Meta, Struct
 
-from resty_upstream.errors import InvalidConfig, StoreFormatError
+from resty_upstream.errors import InvalidConfig, Problem, StoreFormatError
 
 FORMAT_VERSION: Final = 1
 _YEAR_S: Final = 365 * 86_400
@@ -182,7 +182,7 @@ def parse_duration_s(value: object, path: str, *, bare: str) -> float:
     :raises InvalidConfig: naming ``path``.
     """
     kind = Milliseconds if bare == "ms" else Seconds
-    problems: list[str] = []
+    problems: list[Problem] = []
     converted = _convert(kind, _in_units(value, bare), value, path, problems)
     _raise(problems)
     return float(converted) * _UNITS_S[bare]
@@ -193,7 +193,7 @@ def flag(value: object, path: str) -> bool:
 
     :raises InvalidConfig: naming ``path``.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     converted: bool = _convert(Flag, value, value, path, problems)
     _raise(problems)
     return converted
@@ -262,8 +262,11 @@ def identifier(value: object, path: str) -> str:
     if isinstance(value, str) and 0 < len(value) <= 200 and not _has_control_characters(value):
         return str(value)
     raise InvalidConfig(
-        f"{path} must be 1 to 200 characters of text without control characters, or a whole number, "
-        f"not {_shown(value)}"
+        Problem(
+            f"{path} must be 1 to 200 characters of text without control characters, or a whole number, "
+            f"not {shown_value(value)}",
+            "id",
+        )
     )
 
 
@@ -275,10 +278,10 @@ def pool_from_options(pool_id: str, options: Mapping[str, object]) -> Pool:
 
     :raises InvalidConfig: naming every problem.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     path = f"pools.{pool_id}"
     if "hosts" in options:
-        problems.append(f"{path}.hosts cannot be given here: add each with add_host")
+        problems.append(Problem(f"{path}.hosts cannot be given here: add each with add_host", "option"))
         options = {name: value for name, value in options.items() if name != "hosts"}
     values = _checked(Pool, options, path, problems)
     _raise(problems)
@@ -292,7 +295,7 @@ def host_from_options(
 
     :raises InvalidConfig: naming every problem.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     host, health = _host(host_id, options, f"pools.{pool_id}.hosts.{host_id}", problems)
     _raise(problems)
     if host is None:  # pragma: no cover - a host is missing only where there is a problem
@@ -306,16 +309,16 @@ def pools_from_dicts(given: object) -> Definition:
     :param given: pools by id, each with its hosts by id, in the form of :func:`pools_to_dicts`.
     :raises InvalidConfig: naming every problem.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     pools: list[Pool] = []
     health: dict[str, GivenHealth] = {}
     for pool_id, options in _items(given, "pools", problems):
         path = f"pools.{pool_id}"
         if not isinstance(options, Mapping):
-            problems.append(f"{path} must be a mapping of options, not {_shown(options)}")
+            problems.append(_not_options(path, options))
             continue
         plain = {name: value for name, value in options.items() if name != "hosts"}
-        values = _checked(Pool, plain, path, problems)
+        values = _checked(Pool, plain, path, problems, more=["hosts"])
         hosts = []
         for host_id, host_options in _items(options.get("hosts", {}), f"{path}.hosts", problems):
             host, given_health = _host(host_id, host_options, f"{path}.hosts.{host_id}", problems)
@@ -348,10 +351,10 @@ def _options(value: Pool | Host | GivenHealth) -> dict[str, Any]:
     }
 
 
-def _items(given: object, path: str, problems: list[str]) -> Iterable[tuple[str, object]]:
+def _items(given: object, path: str, problems: list[Problem]) -> Iterable[tuple[str, object]]:
     """The (id, options) pairs of a mapping, with ids as text and each id once."""
     if not isinstance(given, Mapping):
-        problems.append(f"{path} must be a mapping by id, not {_shown(given)}")
+        problems.append(Problem(f"{path} must be a mapping by id, not {shown_value(given)}", "structure"))
         return
     seen = set()
     for key, options in given.items():
@@ -361,22 +364,24 @@ def _items(given: object, path: str, problems: list[str]) -> Iterable[tuple[str,
             problems.extend(error.problems)
             continue
         if key_text in seen:
-            problems.append(f"{path}.{key_text} is given twice")
+            problems.append(Problem(f"{path}.{key_text} is given twice", "id"))
             continue
         seen.add(key_text)
         yield key_text, options
 
 
-def _host(host_id: str, options: object, path: str, problems: list[str]) -> tuple[Host | None, GivenHealth | None]:
+def _host(
+    host_id: str, options: object, path: str, problems: list[Problem]
+) -> tuple[Host | None, GivenHealth | None]:
     if not isinstance(options, Mapping):
-        problems.append(f"{path} must be a mapping of options, not {_shown(options)}")
+        problems.append(_not_options(path, options))
         return None, None
     health_options = {name: options[name] for name in options if name in GivenHealth.__struct_fields__}
     host_options = {name: options[name] for name in options if name not in health_options}
     before = len(problems)
-    values = _checked(Host, host_options, path, problems)
+    values = _checked(Host, host_options, path, problems, more=GivenHealth.__struct_fields__)
     if "host" not in host_options:
-        problems.append(f"{path}.host must be given")
+        problems.append(Problem(f"{path}.host must be given", "missing"))
     health = GivenHealth(**_checked(GivenHealth, health_options, path, problems)) if health_options else None
     if len(problems) > before:
         return None, None
@@ -401,15 +406,24 @@ _OPTIONS: Final[dict[type[Struct], dict[str, _Option]]] = {
 }
 
 
-def _checked(kind: type[Struct], given: Mapping[Any, object], path: str, problems: list[str]) -> dict[str, Any]:
-    """The options of ``given`` converted to the types of ``kind``; what is wrong goes to ``problems``."""
+def _checked(
+    kind: type[Struct],
+    given: Mapping[Any, object],
+    path: str,
+    problems: list[Problem],
+    more: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The options of ``given`` converted to the types of ``kind``; what is wrong goes to ``problems``.
+
+    :param more: options that are looked at elsewhere, for the problem with one that is not an option.
+    """
     table = _OPTIONS[kind]
     values = {}
     for name, value in given.items():
         option = table.get(name) if isinstance(name, str) else None
         if option is None:
-            known = table | (_OPTIONS[GivenHealth] if kind is Host else {})
-            problems.append(f"{path}.{_plain(name)} is not an option: options are {', '.join(known)}")
+            known = [*table, *more]
+            problems.append(Problem.unknown_option(f"{path}.{_plain(name)}", name, known))
             continue
         plain = value
         if name in _IN_MILLISECONDS:
@@ -422,7 +436,7 @@ def _checked(kind: type[Struct], given: Mapping[Any, object], path: str, problem
     return values
 
 
-def _convert(kind: Any, value: object, given: object, path: str, problems: list[str]) -> Any:
+def _convert(kind: Any, value: object, given: object, path: str, problems: list[Problem]) -> Any:
     """``value`` as ``kind``; numbers may be text. A problem shows what was ``given``."""
     base, meta = get_args(kind)[:2]
     try:
@@ -430,17 +444,21 @@ def _convert(kind: Any, value: object, given: object, path: str, problems: list[
         if isinstance(converted, float) and not math.isfinite(converted):
             raise ValueError("not finite")
     except (msgspec.ValidationError, ValueError, TypeError, OverflowError):
-        problems.append(f"{path} must be {meta.description}, not {_shown(given)}")
+        problems.append(Problem(f"{path} must be {meta.description}, not {shown_value(given)}"))
         return None
     return converted
 
 
-def _raise(problems: list[str]) -> None:
+def _raise(problems: list[Problem]) -> None:
     if problems:
         raise InvalidConfig(problems)
 
 
-def _shown(value: object) -> str:
+def _not_options(path: str, given: object) -> Problem:
+    return Problem(f"{path} must be a mapping of options, not {shown_value(given)}", "structure")
+
+
+def shown_value(value: object) -> str:
     """A short repr: what was given may be huge, or break its own ``repr``."""
     try:
         text = ascii(value)
@@ -450,7 +468,7 @@ def _shown(value: object) -> str:
 
 
 def _plain(name: object) -> str:
-    return name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else _shown(name)
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else shown_value(name)
 
 
 # ── the three-way merge of configure() ────────────────────────────────────────────────────────

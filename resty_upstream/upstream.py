@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
-from resty_upstream.errors import InvalidConfig, Problems
+from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreUnsafe
 from resty_upstream.events import EventName, Listener, Listeners
 from resty_upstream.methods import find_method
 from resty_upstream.model import Definition, flag, identifier, parse_duration_s, pools_from_dicts
@@ -69,7 +69,9 @@ class Upstream:
                 definition = None if pools is None else _definition(pools)
         self._listeners = Listeners()
         self.replica = Replica(self.store, self.id, self._listeners)
-        self._outside = RequestContext(self, finished=True)
+        self.now = self.store.now
+        self._outside = RequestContext(self)
+        self._outside.post_process()  # each call is a context of its own: it tells at once what it sees
         if definition is not None:
             self.replica.declare(definition)
 
@@ -187,6 +189,22 @@ class Upstream:
         """Share what the current context saw of hosts. A second call finds nothing."""
         self._context().post_process()
 
+    def open(self) -> None:
+        """Open the store now, and not at the first use; what is declared is stored.
+
+        :raises StoreUnsafe: when others could change it. No other trouble with the store is an error here or
+            later: requests are served from what is declared.
+        """
+        self.replica.snapshot()
+        if isinstance(self.replica.trouble, StoreUnsafe):
+            raise self.replica.trouble
+
+    def close(self) -> None:
+        """Write what waits to be written, and close the store. May be called again; use opens it again."""
+        if self.replica.has_queue:
+            self.replica.flush()
+        self.store.close()
+
     # ── looking ───────────────────────────────────────────────────────────────────────────────
 
     def get_pools(self) -> dict[str, dict[str, Any]]:
@@ -290,7 +308,8 @@ def _definition(pools: Mapping[Any, Any]) -> Definition:
 def _require_store(store: object) -> Store:
     missing = [name for name in _STORE_MEMBERS if not hasattr(store, name)]
     if missing:
+        kind = type(store).__name__
         raise InvalidConfig(
-            f"store must be a URL or a store object; {type(store).__name__} lacks {', '.join(missing)}"
+            Problem(f"store must be a URL or a store object; {kind} lacks {', '.join(missing)}", "store")
         )
     return store  # type: ignore[return-value]  # has all members of the protocol

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from resty_upstream.errors import InvalidConfig
+from resty_upstream.errors import InvalidConfig, Problem
 
 T = TypeVar("T")
 
@@ -159,9 +159,8 @@ def open_store(url: str) -> Store:
             from resty_upstream.stores.sqlite import SqliteStore
 
             return SqliteStore(path)
-    raise InvalidConfig(
-        f"store must be 'memory://', 'sqlite:///absolute/path/of/a/file' or a Store object, not {url!r}"
-    )
+    what = "store must be 'memory://', 'sqlite:///absolute/path/of/a/file' or a Store object"
+    raise InvalidConfig(Problem(f"{what}, not {url!r}", "store"))
 
 
 def default_url(application: str) -> str:

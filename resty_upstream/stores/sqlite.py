@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable
+from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable, StoreUnsafe
 from resty_upstream.stores import WAIT_S, Document, View
 
 T = TypeVar("T")
@@ -452,7 +452,7 @@ class SqliteStore:
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(found.st_mode):
-            raise StoreUnavailable(f"{self.path} is not a regular file: name a file, not a link to one")
+            raise StoreUnsafe(f"{self.path} is not a regular file: name a file, not a link to one")
         if found.st_uid != os.geteuid():
             raise StoreUnavailable(
                 f"{self.path} belongs to user {found.st_uid}, this process is user {os.geteuid()}: "
@@ -669,7 +669,7 @@ def _require_private_directory(directory: str) -> None:
             "give the store a directory of its own user, or run as that user (sudo -u …)"
         )
     if found.st_mode & 0o022:
-        raise StoreUnavailable(
+        raise StoreUnsafe(
             f"others can write in {directory}: give the store a directory of its own (chmod 700 {directory})"
         )
 
@@ -678,12 +678,12 @@ def _require_safe_ancestors(path: str, directory: str) -> None:
     while True:
         found = os.lstat(path)
         if stat.S_ISLNK(found.st_mode):
-            raise StoreUnavailable(
+            raise StoreUnsafe(
                 f"{path} is a symbolic link: name the store's real place, {os.path.realpath(directory)}"
             )
         others_write = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
         if others_write and path != directory:
-            raise StoreUnavailable(
+            raise StoreUnsafe(
                 f"everyone can write in {path}, above the store: name a place in a directory that only "
                 "its owner can change"
             )

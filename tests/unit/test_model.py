@@ -280,7 +280,8 @@ def test_all_problems_are_named_at_once_each_with_its_path() -> None:
 def test_an_unknown_option_is_answered_with_those_that_there_are() -> None:
     (problem,) = problems(ports=80)
     assert problem == (
-        "pools.p.hosts.h.ports is not an option: options are host, port, weight, up, failcount, lastfail"
+        "pools.p.hosts.h.ports is not an option: did you mean port? "
+        "options are host, port, weight, up, failcount, lastfail"
     )
 
 

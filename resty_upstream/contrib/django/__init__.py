@@ -13,10 +13,6 @@
 """
 
 from resty_upstream.contrib.django.conf import get_upstream
-from resty_upstream.contrib.django.middleware import (
-    RequestUpstreams,
-    UpstreamHttpRequest,
-    UpstreamMiddleware,
-)
+from resty_upstream.contrib.django.middleware import UpstreamHttpRequest, UpstreamMiddleware
 
-__all__ = ["RequestUpstreams", "UpstreamHttpRequest", "UpstreamMiddleware", "get_upstream"]
+__all__ = ["UpstreamHttpRequest", "UpstreamMiddleware", "get_upstream"]

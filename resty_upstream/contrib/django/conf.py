@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.core.signals import setting_changed
 
-from resty_upstream import InvalidConfig, Upstream, UpstreamNotFound
-from resty_upstream.stores import Store, default_url, open_store
+from resty_upstream import InvalidConfig, Problem, Upstream, UpstreamNotFound
+from resty_upstream.config import OPTIONS, make_upstream
+from resty_upstream.errors import Problems
+from resty_upstream.stores import Store
 
-_OPTIONS: Final = ("STORE", "POOLS", "TOTAL_TIMEOUT", "LAST_RESORT")
+_OPTIONS: Final = {name.upper(): name for name in OPTIONS}
 
 _upstreams: dict[str, Upstream] = {}
 _stores: dict[str, Store] = {}
@@ -42,7 +44,8 @@ def aliases() -> list[str]:
 def _setting() -> Mapping[str, Any]:
     value = getattr(settings, "UPSTREAMS", {})
     if not isinstance(value, Mapping):
-        raise InvalidConfig(f"UPSTREAMS must be a dict by name, not {type(value).__name__}")
+        what = f"UPSTREAMS must be a dict by name, not {type(value).__name__}"
+        raise InvalidConfig(Problem(what, "structure"))
     return value
 
 
@@ -51,49 +54,37 @@ def _make(alias: str) -> Upstream:
     if alias not in setting:
         known = ", ".join(map(repr, setting)) or "nothing"
         raise UpstreamNotFound(f"there is no upstream {alias!r}: the setting UPSTREAMS has {known}")
-    options = setting[alias]
+    given = setting[alias]
     path = f"UPSTREAMS[{alias!r}]"
-    if not isinstance(options, Mapping):
-        raise InvalidConfig(f"{path} must be a dict of {', '.join(_OPTIONS)}, not {type(options).__name__}")
-    given = {name.lower(): options[name] for name in ("TOTAL_TIMEOUT", "LAST_RESORT", "POOLS") if name in options}
-    problems = [
-        f"{path}[{name!r}] is not an option: options are {', '.join(_OPTIONS)}"
-        for name in options
-        if name not in _OPTIONS
-    ]
-    store: Store | str
-    try:
-        store = _store(options)
-    except InvalidConfig as error:
-        problems += [f"{path}: {problem}" for problem in error.problems]
-        store = "memory://"  # so that the rest is looked at, too
-    try:
-        upstream = Upstream(store, id=alias, **given)
-    except InvalidConfig as error:
-        kind = InvalidConfig if problems else type(error)
-        raise kind(problems + [f"{path}: {problem}" for problem in error.problems]) from None
-    if problems:
-        raise InvalidConfig(problems)
+    if not isinstance(given, Mapping):
+        what = f"{path} must be a dict of {', '.join(_OPTIONS)}, not {type(given).__name__}"
+        raise InvalidConfig(Problem(what, "structure"))
+    options = {_OPTIONS[name]: value for name, value in given.items() if name in _OPTIONS}
+    with Problems() as problems:
+        for name in given:
+            if name not in _OPTIONS:
+                with problems.noted():
+                    raise InvalidConfig(Problem.unknown_option(f"{path}[{name!r}]", name, _OPTIONS))
+        with problems.noted():
+            try:
+                upstream = make_upstream(alias, options, _stores, _application())
+            except InvalidConfig as error:
+                raise type(error)([_in_setting(path, problem) for problem in error.problems]) from None
     return upstream
 
 
-def _store(options: Mapping[str, Any]) -> Store:
-    """One store object for each URL, so that upstreams of one file share a connection."""
-    given = options.get("STORE")
-    if given is None:
-        # As Django finds it; settings that are overridden in a test do not tell.
-        module = os.environ.get(ENVIRONMENT_VARIABLE) or settings.SETTINGS_MODULE or ""
-        place = f"{module} {getattr(settings, 'BASE_DIR', '')}"
-        if place == " ":
-            raise InvalidConfig(
-                "STORE must be given: there is neither a settings module nor BASE_DIR to name it after"
-            )
-        given = default_url(place)
-    if not isinstance(given, str):
-        return cast("Store", given)  # Upstream looks at it
-    if given not in _stores:
-        _stores[given] = open_store(given)
-    return _stores[given]
+def _in_setting(path: str, problem: Problem) -> Problem:
+    """A problem of an upstream, with the option as the setting spells it."""
+    option, _, rest = problem.partition(" ")
+    spelled = f"{path}[{option.upper()!r}] {rest}" if option.upper() in _OPTIONS else f"{path}: {problem}"
+    return Problem(spelled, problem.kind)
+
+
+def _application() -> str:
+    """What a store is named after that the setting does not name."""
+    # The settings module as Django finds it; settings that are overridden in a test do not tell.
+    module = os.environ.get(ENVIRONMENT_VARIABLE) or settings.SETTINGS_MODULE or ""
+    return f"{module} {getattr(settings, 'BASE_DIR', '')}".strip()
 
 
 def _forget(*, setting: str, **_kwargs: object) -> None:

@@ -8,38 +8,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 
+from resty_upstream import RequestContext, RequestUpstreams, Upstream
 from resty_upstream.contrib.django.conf import aliases, get_upstream
 
 if TYPE_CHECKING:
     from django.http import StreamingHttpResponse
     from django.http.response import HttpResponseBase
 
-    from resty_upstream import RequestContext
 
+class _Settings(Mapping[str, Upstream]):
+    """The upstreams of the setting, as it is when they are asked for."""
 
-class RequestUpstreams(Mapping[str, "RequestContext"]):
-    """The upstreams of one request, by their name in ``UPSTREAMS``; each context is made on first use.
-
-    :raises UpstreamNotFound: (a ``KeyError``) for a name that the setting does not have.
-    """
-
-    __slots__ = ("_contexts", "_finished", "_meta")
-
-    def __init__(self, meta: Mapping[str, Any]) -> None:
-        self._meta = meta
-        self._contexts: dict[str, RequestContext] = {}
-        self._finished = False
-
-    def __getitem__(self, alias: str) -> RequestContext:
-        context = self._contexts.get(alias)
-        if context is None:
-            # A key that holds META alone: one that holds this object would leave it to the garbage collector.
-            meta = self._meta
-            made = get_upstream(alias).context(key=lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
-            context = self._contexts.setdefault(alias, made)
-            if self._finished:
-                context.post_process()  # from now on it tells at once what it sees
-        return context
+    def __getitem__(self, alias: str) -> Upstream:
+        return get_upstream(alias)
 
     def __iter__(self) -> Iterator[str]:
         return iter(aliases())
@@ -47,38 +28,16 @@ class RequestUpstreams(Mapping[str, "RequestContext"]):
     def __len__(self) -> int:
         return len(aliases())
 
-    def finish(self) -> None:
-        """The response is over: share what was seen of hosts. A second call does nothing."""
-        if not self._finished:
-            self._finished = True
-            for context in list(self._contexts.values()):
-                context.post_process()
 
-    def finish_after(self, request: HttpRequest, response: HttpResponseBase) -> None:
-        """Finish when the response is closed, after its last byte."""
-        if not self._contexts and not response.streaming:
-            self._finished = True  # whatever comes later, from an outer middleware, is told at once
-            return
-        self._finish_at_close_of(response)
-        # An outer middleware may answer with another response; whichever it is, it closes the request.
-        self._finish_at_close_of(request)
+_settings = _Settings()
 
-    def _finish_at_close_of(self, closed: HttpRequest | HttpResponseBase) -> None:
-        close = closed.close
 
-        def close_and_finish() -> None:
-            closed.__dict__.pop("close", None)  # a cycle would wait for the garbage collector
-            try:
-                close()
-            finally:
-                self.finish()
-
-        closed.close = close_and_finish  # type: ignore[method-assign]  # Django has no other hook that is public
+class _DjangoUpstreams(RequestUpstreams):
+    __slots__ = ()
 
     def __del__(self) -> None:
-        # A server whose `send` raises leaves a response that nobody closes.
-        if not self._finished:
-            self.finish()
+        # Under ASGI, a response that was not sent to its end because `send` raised is closed by nobody.
+        self.post_process()
 
 
 class UpstreamHttpRequest(HttpRequest):
@@ -113,9 +72,9 @@ class UpstreamMiddleware:
         try:
             response: HttpResponseBase = self._get_response(request)
         except BaseException:
-            upstreams.finish()
+            upstreams.post_process()
             raise
-        upstreams.finish_after(request, response)
+        _post_process_after(request, response, upstreams)
         return response
 
     async def _acall(self, request: HttpRequest) -> HttpResponseBase:
@@ -123,22 +82,41 @@ class UpstreamMiddleware:
         try:
             response: HttpResponseBase = await self._get_response(request)
         except BaseException:  # a client that leaves during the view cancels it; there is no response then
-            upstreams.finish()
+            upstreams.post_process()
             raise
-        upstreams.finish_after(request, response)
+        _post_process_after(request, response, upstreams)
         if response.streaming:
-            _finish_if_broken(cast("StreamingHttpResponse", response), upstreams)
+            _post_process_if_broken(cast("StreamingHttpResponse", response), upstreams)
         return response
 
 
 def _attach(request: HttpRequest) -> RequestUpstreams:
-    # The request's META and not the request: a cycle would leave every request to the garbage collector.
-    upstreams = RequestUpstreams(request.META)
+    # A key that holds META and not the request: a cycle would leave every request to the garbage collector.
+    meta = request.META
+    upstreams = _DjangoUpstreams(_settings, lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
     cast("UpstreamHttpRequest", request).upstreams = upstreams
     return upstreams
 
 
-def _finish_if_broken(response: StreamingHttpResponse, upstreams: RequestUpstreams) -> None:
+def _post_process_after(request: HttpRequest, response: HttpResponseBase, upstreams: RequestUpstreams) -> None:
+    """Post-process when the response is closed, after its last byte."""
+    if not upstreams.used and not response.streaming:
+        upstreams.post_process()  # whatever comes later, from an outer middleware, is told at once
+        return
+    # Whichever response an outer middleware answers with instead, it closes the request.
+    close = request.close
+
+    def close_and_post_process() -> None:
+        request.__dict__.pop("close", None)  # a cycle would wait for the garbage collector
+        try:
+            close()
+        finally:
+            upstreams.post_process()
+
+    request.close = close_and_post_process  # type: ignore[method-assign]  # Django has no other hook that is public
+
+
+def _post_process_if_broken(response: StreamingHttpResponse, upstreams: RequestUpstreams) -> None:
     """Under ASGI, Django does not close a response whose stream raises."""
     content = response.streaming_content
     if response.is_async:
@@ -151,7 +129,7 @@ def _watched(content: Iterable[bytes], upstreams: RequestUpstreams) -> Iterator[
     try:
         yield from content
     except BaseException:
-        upstreams.finish()
+        upstreams.post_process()
         raise
 
 
@@ -160,7 +138,7 @@ async def _watched_async(content: AsyncIterable[bytes], upstreams: RequestUpstre
         async for part in content:
             yield part
     except BaseException:
-        upstreams.finish()
+        upstreams.post_process()
         raise
 
 

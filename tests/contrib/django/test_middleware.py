@@ -21,8 +21,8 @@ from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpRe
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
-from resty_upstream import RequestContext, Upstream, UpstreamNotFound
-from resty_upstream.contrib.django import RequestUpstreams, UpstreamHttpRequest, UpstreamMiddleware, get_upstream
+from resty_upstream import RequestContext, RequestUpstreams, Upstream, UpstreamNotFound
+from resty_upstream.contrib.django import UpstreamHttpRequest, UpstreamMiddleware, get_upstream
 from tests.contrib.django.project.settings import pools
 
 MIDDLEWARE = ["resty_upstream.contrib.django.UpstreamMiddleware"]

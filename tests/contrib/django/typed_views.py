@@ -15,8 +15,18 @@ from typing import assert_type
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
-from resty_upstream import Attempt, Attempts, Connected, Host, Info, Pool, RequestContext, Upstream
-from resty_upstream.contrib.django import RequestUpstreams, UpstreamHttpRequest, get_upstream
+from resty_upstream import (
+    Attempt,
+    Attempts,
+    Connected,
+    Host,
+    Info,
+    Pool,
+    RequestContext,
+    RequestUpstreams,
+    Upstream,
+)
+from resty_upstream.contrib.django import UpstreamHttpRequest, get_upstream
 
 CONTEXT = ssl.create_default_context()
 

@@ -1,0 +1,158 @@
+"""Upstreams by name, as code, a mapping or a file configures them."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from resty_upstream.errors import InvalidConfig, Problem, Problems, UpstreamNotFound
+from resty_upstream.model import identifier, shown_value
+from resty_upstream.stores import Store, default_url, open_store
+from resty_upstream.upstream import Upstream
+
+OPTIONS: Final = ("store", "pools", "total_timeout", "last_resort")
+"""What an upstream is configured with: the arguments of :class:`~resty_upstream.Upstream`."""
+
+
+class Upstreams(Mapping[str, Upstream]):
+    """The upstreams of an application, by name.
+
+    ::
+
+        Upstreams(Upstream("sqlite:///run/myapp/upstreams.db", pools={...}))  # the one named default
+        Upstreams({"default": {"store": "sqlite:///run/myapp/upstreams.db", "pools": {...}}})
+        Upstreams("upstreams.toml")  # or .json
+
+    :param given: an :class:`~resty_upstream.Upstream`; a mapping by name, each an ``Upstream`` or a mapping of
+        ``store``, ``pools``, ``total_timeout`` and ``last_resort``; or the path of a file that holds such a
+        mapping, in which the names are its tables. Upstreams that name the same store share one store object.
+    :param application: what the store of an upstream that names none is named after, so that two applications of
+        one user do not meet; the path of the file, where there is one.
+    :raises InvalidConfig: naming every problem by its path. Nothing is opened before it is used.
+
+    An unknown name is an :class:`~resty_upstream.UpstreamNotFound`, a ``KeyError`` that says which there are.
+    """
+
+    def __init__(
+        self, given: Upstream | Mapping[str, Any] | str | os.PathLike[str], *, application: str = ""
+    ) -> None:
+        self._stores: dict[str, Store] = {}
+        if isinstance(given, Upstream):
+            self._upstreams = {"default": given}
+            return
+        if isinstance(given, str | os.PathLike):
+            path = os.fspath(given)
+            self._upstreams = self._read(load(path), f"{path}: ", application or os.path.abspath(path))
+            return
+        self._upstreams = self._read(given, "upstreams.", application)
+
+    def _read(self, given: object, place: str, application: str) -> dict[str, Upstream]:
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise InvalidConfig(Problem(f"upstreams must be a mapping by name, not {kind}", "structure"))
+        made = {}
+        with Problems() as problems:
+            for key, options in given.items():
+                with problems.noted():
+                    name = identifier(key, "the name of an upstream")
+                    made[name] = self._make(name, options, f"{place}{name}", application)
+        return made
+
+    def _make(self, name: str, options: object, path: str, application: str) -> Upstream:
+        if isinstance(options, Upstream):
+            return options
+        if not isinstance(options, Mapping):
+            what = f"{path} must be an Upstream or a mapping of {', '.join(OPTIONS)}"
+            raise InvalidConfig(Problem(f"{what}, not {shown_value(options)}", "structure"))
+        try:
+            return make_upstream(name, options, self._stores, application)
+        except InvalidConfig as error:
+            raise error.below(f"{path}.") from None
+
+    def __getitem__(self, name: str) -> Upstream:
+        try:
+            return self._upstreams[name]
+        except KeyError:
+            known = ", ".join(map(repr, self._upstreams)) or "none"
+            raise UpstreamNotFound(f"there is no upstream {name!r}; configured: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._upstreams)
+
+    def __len__(self) -> int:
+        return len(self._upstreams)
+
+    def __repr__(self) -> str:
+        return f"<Upstreams {', '.join(self._upstreams)}>"
+
+    def open(self) -> None:
+        """Open the stores now, and not at the first request; what is declared is stored.
+
+        :raises StoreUnsafe: when others could change a store. No other trouble with one is an error here or later:
+            requests are served from what is declared.
+        """
+        for upstream in self._upstreams.values():
+            upstream.open()
+
+    def close(self) -> None:
+        """Write what waits to be written, and close the stores. Use opens them again."""
+        for upstream in self._upstreams.values():
+            upstream.close()
+
+
+def make_upstream(
+    name: str, options: Mapping[Any, Any], stores: dict[str, Store], application: str = ""
+) -> Upstream:
+    """The upstream that ``options`` describe.
+
+    :param stores: stores by URL, to be shared with other upstreams; a new one is added.
+    :param application: what the store is named after when the options name none.
+    :raises InvalidConfig: naming every problem by its path below the upstream.
+    """
+    given = {option: options[option] for option in OPTIONS[1:] if option in options}
+    with Problems() as problems:
+        for option in options:
+            if option not in OPTIONS:
+                with problems.noted():
+                    raise InvalidConfig(Problem.unknown_option(str(option), option, OPTIONS))
+        store: Store | str = "memory://"  # so that the rest is looked at, too
+        with problems.noted():
+            store = _store(options.get("store"), stores, application)
+        with problems.noted():
+            upstream = Upstream(store, id=name, **given)
+    return upstream
+
+
+def _store(given: Any, stores: dict[str, Store], application: str) -> Store:
+    if given is None:
+        if not application:
+            what = "store must be given, as 'sqlite:///run/myapp/upstreams.db'"
+            raise InvalidConfig(Problem(what, "missing"))
+        given = default_url(application)
+    if not isinstance(given, str):
+        return given  # type: ignore[no-any-return]  # Upstream looks at it
+    if given not in stores:
+        stores[given] = open_store(given)
+    return stores[given]
+
+
+def load(path: str) -> Any:
+    """What a TOML or JSON file holds.
+
+    :raises InvalidConfig: naming the file and, where the file is not what its name says, the place in it.
+    """
+    kind = Path(path).suffix.lower()
+    if kind not in (".toml", ".json"):
+        raise InvalidConfig(Problem(f"{path}: the name of the file must end in .toml or .json", "structure"))
+    try:
+        data = Path(path).read_bytes()
+        return tomllib.loads(data.decode()) if kind == ".toml" else msgspec.json.decode(data)
+    except OSError as error:
+        raise InvalidConfig(Problem(f"{path}: {error.strerror or error}", "structure")) from None
+    except ValueError as error:
+        raise InvalidConfig(Problem(f"{path}: {error}", "structure")) from None

@@ -1,0 +1,121 @@
+"""Any WSGI application: a middleware that gives each request its upstreams.
+
+::
+
+    application = UpstreamMiddleware(application, upstreams="upstreams.toml")
+    environ["resty_upstream"]  # in an application
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from resty_upstream.config import Upstreams
+from resty_upstream.context import RequestUpstreams
+from resty_upstream.errors import UpstreamError
+
+if TYPE_CHECKING:
+    import os
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from resty_upstream.upstream import Upstream
+
+
+class UpstreamMiddleware:
+    """Gives each request ``environ["resty_upstream"]`` (the one named default) and ``environ["resty_upstreams"]``.
+
+    What a request sees of hosts is shared with all workers when the server closes its response: after the last
+    byte, also when the application raised in the middle of it or the client went away.
+
+    :param upstreams: what :class:`~resty_upstream.Upstreams` takes.
+    :raises InvalidConfig: naming every problem.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        upstreams: Upstreams | Upstream | Mapping[str, Any] | str | os.PathLike[str],
+    ) -> None:
+        self.app = app
+        self.upstreams = upstreams if isinstance(upstreams, Upstreams) else Upstreams(upstreams)
+        self._default = self.upstreams.get("default")
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if "resty_upstreams" in environ:
+            environ = dict(environ)  # of an application around this one, which keeps its own
+        # An address and not a callable that looks into the environ: a cycle would wait for the garbage collector.
+        address = environ.get("REMOTE_ADDR") or None  # "" at a unix socket
+        upstreams = RequestUpstreams(self.upstreams, address, self._default)
+        environ["resty_upstreams"] = upstreams
+        if self._default is not None:
+            environ["resty_upstream"] = upstreams["default"]
+        try:
+            body = self.app(environ, start_response)
+        except BaseException:
+            upstreams.post_process()
+            raise
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if file_wrapper is not None and isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+            # The server sends a file by itself, but only while this is the object that it made for it.
+            _hook_close(body, upstreams)
+            return body
+        return (_SizedBody if hasattr(body, "__len__") else _Body)(body, upstreams)
+
+
+class _Body:
+    """A response, and what is done when it is over."""
+
+    __slots__ = ("_body", "_upstreams")
+
+    def __init__(self, body: Any, upstreams: RequestUpstreams) -> None:
+        self._body = body
+        self._upstreams = upstreams
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def close(self) -> None:
+        """The server has sent the last byte, or will send no more."""
+        try:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._upstreams.post_process()
+
+
+class _SizedBody(_Body):
+    """One whose length in parts is known: servers give a response of one part a ``Content-Length``."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+
+def _hook_close(body: Any, upstreams: RequestUpstreams) -> None:
+    close = getattr(body, "close", None)
+
+    def close_and_post_process() -> None:
+        try:
+            if close is not None:
+                close()
+        finally:
+            upstreams.post_process()
+
+    body.close = close_and_post_process
+
+
+def upstreams_of(environ: Mapping[str, Any]) -> RequestUpstreams:
+    """What the middleware gave a request.
+
+    :raises UpstreamError: naming the middleware, where it is missing.
+    """
+    upstreams = environ.get("resty_upstreams")
+    if upstreams is None:
+        raise UpstreamError(
+            "this request has no upstreams: wrap the application, as in "
+            "app = resty_upstream.contrib.werkzeug.UpstreamMiddleware(app, upstreams=…)"
+        )
+    return upstreams  # type: ignore[no-any-return]  # the middleware put it there
