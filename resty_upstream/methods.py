@@ -73,14 +73,14 @@ Factory = Callable[[Sequence[Candidate], Setting], Method]
 def shares(hosts: Sequence[Candidate]) -> list[tuple[Candidate, int]]:
     """The available hosts that take part, with the weight that counts."""
     available = [host for host in hosts if host.available]
-    weighted = [(host, host.weight) for host in available if host.weight > 0]
+    weighted = [(host, weight) for host in available if (weight := host.weight)]
     return weighted or [(host, 1) for host in available]
 
 
 # ── round robin ───────────────────────────────────────────────────────────────────────────────
 
 # Up to this many steps of arithmetic a cycle is laid out in full, in the order of nginx.
-_LAID_OUT_STEPS: Final = 20_000
+_LAID_OUT_STEPS: Final = 2_000
 # Beyond it the weights are rounded so that a cycle is at most this long, or this many times the hosts.
 _CYCLE: Final = 10_000
 _CYCLE_PER_HOST: Final = 100
@@ -105,10 +105,16 @@ class RoundRobin:
             self._turns = itertools.count(setting.random.randrange(1 << 30))
         parts = shares(hosts)
         self._hosts = [host for host, _ in parts]
-        weights = _reduced([weight for _, weight in parts])
-        self._length = sum(weights)
+        weights = [weight for _, weight in parts]
+        distinct = len(set(weights))
         self._cycle: list[Candidate] | None = None
-        if self._length * len(set(weights)) <= _LAID_OUT_STEPS or self._length == len(weights):
+        if distinct <= 1:
+            self._length = len(weights)
+            self._cycle = self._hosts
+            return
+        weights = _reduced(weights)
+        self._length = sum(weights)
+        if self._length * distinct <= _LAID_OUT_STEPS:
             self._cycle = [self._hosts[i] for i in smooth_cycle(weights)]
         else:
             self._ends = list(itertools.accumulate(weights))
@@ -146,27 +152,30 @@ def smooth_cycle(weights: Sequence[int]) -> list[int]:
     if len(by_weight) == 1:
         return list(range(len(weights)))
     total = sum(weights)
-    classes = list(by_weight.items())
-    taken = [0] * len(classes)
+    shares_of = list(by_weight)
+    members = list(by_weight.values())
+    values = [0] * len(members)
+    taken = [0] * len(members)
+    heads = [group[0] for group in members]
     cycle = []
-    for step in range(1, total + 1):
-        best = max(
-            range(len(classes)),
-            key=lambda c: (
-                step * classes[c][0] - total * (taken[c] // len(classes[c][1])),
-                -classes[c][1][taken[c] % len(classes[c][1])],
-            ),
-        )
-        members = classes[best][1]
-        cycle.append(members[taken[best] % len(members)])
+    for _ in range(total):
+        best = 0
+        for index, share in enumerate(shares_of):
+            values[index] = value = values[index] + share
+            lead = value - values[best]
+            if lead > 0 or (lead == 0 and heads[index] < heads[best]):
+                best = index
+        cycle.append(heads[best])
+        group = members[best]
         taken[best] += 1
+        heads[best] = group[taken[best] % len(group)]
+        if not taken[best] % len(group):  # each of them had its turn
+            values[best] -= total
     return cycle
 
 
 def _reduced(weights: list[int]) -> list[int]:
     """The same shares in smaller numbers; rounded, none to 0, where a cycle would still be huge."""
-    if not weights:
-        return []
     divisor = math.gcd(*weights)
     weights = [weight // divisor for weight in weights]
     total, limit = sum(weights), max(_CYCLE, _CYCLE_PER_HOST * len(weights))

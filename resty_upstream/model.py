@@ -117,8 +117,20 @@ class Config(Struct, frozen=True, kw_only=True):
     secret: str
     """Hex; keys the consistent hash, the same in every process."""
     pools: Pools = ()
-    declared: Pools = ()
-    """What ``configure`` was given last: the base of the next three-way merge."""
+    declared_json: msgspec.Raw = msgspec.field(name="declared", default=msgspec.Raw(b"[]"))
+    """:attr:`declared`, which requests do without, as it is stored."""
+
+    @property
+    def declared(self) -> Pools:
+        """What ``configure`` was given last: the base of the next three-way merge; nothing where it is damaged."""
+        try:
+            return _pools_decoder.decode(self.declared_json)
+        except msgspec.DecodeError:
+            return ()
+
+    def declaring(self, declared: Pools) -> Config:
+        """The same with another declaration."""
+        return msgspec.structs.replace(self, declared_json=msgspec.Raw(msgspec.json.encode(declared)))
 
 
 class Definition(NamedTuple):
@@ -152,20 +164,24 @@ def decode_config(data: bytes) -> Config | None:
     :raises StoreFormatError: when another version of this library wrote it.
     """
     try:
-        version = _version_decoder.decode(data).version
-        if version == FORMAT_VERSION:
-            config = _config_decoder.decode(data)
-            bytes.fromhex(config.secret)
-            return config
-    except ValueError:  # not JSON, not text, or not a configuration
-        return None
-    raise StoreFormatError(
-        f"the stored configuration has format version {version}, this release reads version {FORMAT_VERSION}"
-    )
+        config = _config_decoder.decode(data)
+        bytes.fromhex(config.secret)
+        version = config.version
+    except ValueError:  # not JSON, not text, or not a configuration of this version
+        try:
+            config, version = None, _version_decoder.decode(data).version
+        except ValueError:
+            return None
+    if version != FORMAT_VERSION:
+        raise StoreFormatError(
+            f"the stored configuration has format version {version}, this release reads version {FORMAT_VERSION}"
+        )
+    return config
 
 
 _version_decoder = msgspec.json.Decoder(_AnyVersion)
 _config_decoder = msgspec.json.Decoder(Config)
+_pools_decoder = msgspec.json.Decoder(Pools)
 
 
 # ── durations ─────────────────────────────────────────────────────────────────────────────────

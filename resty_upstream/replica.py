@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -37,7 +37,7 @@ from resty_upstream.model import (
     pools_to_dicts,
     record_key,
 )
-from resty_upstream.selection import EMPTY, Snapshot, Target, build
+from resty_upstream.selection import EMPTY, Snapshot, Target, build, update
 from resty_upstream.state import (
     Change,
     Fact,
@@ -55,11 +55,12 @@ from resty_upstream.state import (
     rebooted,
     shown,
 )
-from resty_upstream.stores import WAIT_S, Document, Store, View
+from resty_upstream.stores import WAIT_S, Changes, Store, View
 
 T = TypeVar("T")
 
 _PATIENCE_S: Final = 0.005  # what a request waits for the store's lock after its response
+_READ_WAIT_S: Final = 0.25
 _RETRY_S: Final = 1.0
 _CLAIM_AGAIN_S: Final = 1.0
 _FAILURES_KEPT: Final = 10_000
@@ -153,10 +154,10 @@ class Replica:
         """Whether pools were stored already when the store was first read; None until then."""
         self._declared: Definition | None = None
         self._declared_is_new = False
+        self._mark: object = None  # how far this process knows the store
         self._config: Config | None = None
-        self._config_data = b""
-        self._records: Mapping[str, bytes] = {}
         self._states: dict[str, HostState] = {}  # as stored; the snapshot also has what is queued
+        self._on_top: set[str] = set()  # hosts for which the snapshot has what is queued
         self._snapshot = EMPTY
         self._secret = b""
         self._trouble: StoreError | None = None
@@ -206,16 +207,18 @@ class Replica:
         if self.now() < self._retry_at:
             return self._snapshot
         events: list[HostEvent] = []
-        # Another thread may be at it. Who has nothing yet waits for it; the others do not wait for long.
-        if not self._reload_lock.acquire(timeout=-1 if self._snapshot is EMPTY else _patience_s()):
-            return self._snapshot
+        # Who has nothing yet waits for it. The others do not wait for long, and on an event loop not at all.
+        patience_s, wait_s = (-1.0, _RETRY_S) if self._snapshot is EMPTY else (_patience_s(), _READ_WAIT_S)
+        wait_s = wait_s if patience_s else 0.0
+        if not self._reload_lock.acquire(timeout=patience_s):
+            return self._snapshot  # another thread is at it
         try:
             if self._seen != version:
-                self._take_in(self._settled_document(events))
+                self._take_in(*self._settled_changes(events, wait_s))
                 self._seen = version
                 self._recover()
         except StoreBusy as error:
-            self._retry_at = self.now() + _RETRY_S
+            self._retry_at = self.now() + (_RETRY_S if wait_s else _BUSY_AGAIN_S)
             if self._snapshot is EMPTY:
                 self._suffer(error)
         except StoreError as error:
@@ -225,23 +228,29 @@ class Replica:
         self.listeners.emit(events)
         return self._snapshot
 
-    def _settled_document(self, events: list[HostEvent]) -> Document:
-        """The document, once what this process has to say about it is in the store."""
-        document = self.store.read(self.id)
+    def _settled_changes(self, events: list[HostEvent], wait_s: float) -> tuple[Changes, Config | None]:
+        """What is new, once what this process has to say about it is in the store."""
+        changes = self.store.changes(self.id, self._mark, wait_s=wait_s)
         if self.configured is None:
-            self.configured = bool(document.config)
-        if self._must_settle(document):
-            events += self._transact(self._settle, _RETRY_S)[1]
-            document = self.store.read(self.id)
-        return document
+            self.configured = bool(changes.config)
+        config = self._config_after(changes)
+        if self._must_settle(changes, config):
+            events += self._transact(self._settle, wait_s)[1]
+            changes = self.store.changes(self.id, self._mark, wait_s=wait_s)
+            config = self._config_after(changes)
+        return changes, config
 
-    def _must_settle(self, document: Document) -> bool:
-        config = self._decoded(document.config)
+    def _config_after(self, changes: Changes) -> Config | None:
+        if changes.config is None:
+            return self._config
+        return decode_config(changes.config) if changes.config else None
+
+    def _must_settle(self, changes: Changes, config: Config | None) -> bool:
         if config is None:
-            return bool(document.config) or self._config is not None or self._declared is not None
+            return bool(changes.config) or self._config is not None or self._declared is not None
         if config.clock != self.store.clock_id or self._to_merge(config) is not None:
             return True
-        return self._is_foreign(config) and self._knows_more_than(config, _decode_states(document.records))
+        return self._is_foreign(config) and self._knows_more_than(config, _decode_states(changes.records))
 
     def _to_merge(self, config: Config) -> Definition | None:
         """What was declared in this process and is news to the store."""
@@ -258,40 +267,56 @@ class Replica:
         own = self._config
         return own is not None and _was_changed(own, self._states) and not _was_changed(config, states)
 
-    def _decoded(self, config_data: bytes) -> Config | None:
-        if not config_data:
-            return None
-        if self._config is None or config_data != self._config_data:
-            return decode_config(config_data)
-        return self._config
+    def _take_in(self, changes: Changes, config: Config | None) -> None:
+        """Make what is new this process's truth."""
+        states = _decode_states(changes.records)
+        if config is not self._config:
+            for pool in config.pools if config else ():
+                self._complain_of_unknown_method(pool)
+        self._mark, self._config = changes.mark, config
+        if changes.is_all:
+            self._states = states
+        else:
+            self._states.update(states)
+        pools, secret = (config.pools, bytes.fromhex(config.secret)) if config else ((), b"")
+        self._rebuild(pools, secret, None if changes.is_all else states)
 
-    def _take_in(self, document: Document) -> None:
-        """Make the document this process's truth."""
-        config = self._decoded(document.config)
-        states = {
-            key: self._states[key] if data == self._records.get(key) else _decode_state(data)
-            for key, data in document.records.items()
-        }
-        for pool in config.pools if config else ():
-            self._complain_of_unknown_method(pool)
-        self._config, self._config_data = config, document.config
-        self._records, self._states = document.records, states
-        self._rebuild(config.pools if config else (), bytes.fromhex(config.secret) if config else b"")
+    def _rebuild(self, pools: Pools, secret: bytes, changed: Iterable[str] | None) -> None:
+        """A new snapshot of the stored states, with what is queued on top.
 
-    def _rebuild(self, pools: Pools, secret: bytes) -> None:
-        """A new snapshot of the stored states, with what is queued on top."""
-        states = dict(self._states)
-        in_flight = self._in_flight
-        self._shows_in_flight |= bool(in_flight)
-        for queue in (*in_flight, self._queue):
-            for key, observations in list(queue.items()):
-                if key in states:
-                    for target, fact in list(observations):
-                        states[key] = apply(states[key], fact, Rules.of(target.pool)).state
-        previous = EMPTY if self._forked else self._snapshot
-        self._forked = False
-        self._secret = secret
-        self._snapshot = build(pools, states, random=self._random, secret=secret, previous=previous)
+        :param changed: the hosts whose stored state is another one than before; None: any of them may be.
+        """
+        self._shows_in_flight |= bool(self._in_flight)
+        queued = {key for queue in (*self._in_flight, self._queue) for key in list(queue)}
+        begin_anew, self._forked = self._forked, False
+        if changed is None or begin_anew or pools is not self._snapshot.pools or secret != self._secret:
+            states = self._states | self._with_queue(queued)
+            previous = EMPTY if begin_anew else self._snapshot
+            self._snapshot = build(pools, states, random=self._random, secret=secret, previous=previous)
+        else:
+            # Also those of which something was queued, which may have come to nothing.
+            states = self._with_queue({*changed, *queued, *self._on_top})
+            self._snapshot = update(self._snapshot, states, random=self._random, secret=secret)
+        self._secret, self._on_top = secret, queued
+
+    def _show_queued(self, keys: Iterable[str]) -> None:
+        """Let what is queued of these hosts work in this process."""
+        self._shows_in_flight |= bool(self._in_flight)
+        states = self._with_queue(keys)
+        self._on_top |= states.keys()
+        self._snapshot = update(self._snapshot, states, random=self._random, secret=self._secret)
+
+    def _with_queue(self, keys: Iterable[str]) -> dict[str, HostState]:
+        """The states of these hosts, with what is queued or being written of them on top."""
+        states = {}
+        queues = (*self._in_flight, self._queue)
+        for key in keys:
+            state = self._states.get(key)
+            if state is not None:
+                for target, fact in [o for queue in queues for o in tuple(queue.get(key, ()))]:
+                    state = apply(state, fact, Rules.of(target.pool)).state
+                states[key] = state
+        return states
 
     def _complain_of_unknown_method(self, pool: Pool) -> None:
         if not is_registered(pool.method) and pool.method not in self._complaints:
@@ -364,7 +389,7 @@ class Replica:
         """The store lost what this process still knows."""
         _log.warning("the store of upstream %s is new: written back from this process's copy", self.id)
         declared = edit.config.declared
-        config = replace(own, pools=merge(own.declared, declared, own.pools), declared=declared)
+        config = replace(own, pools=merge(own.declared, declared, own.pools)).declaring(declared)
         for key in edit.view.keys():  # noqa: SIM118 - a view is not a mapping
             edit.view.delete(key)
         for pool in config.pools:
@@ -382,7 +407,7 @@ class Replica:
     def _merge_declared(self, edit: Edit, declared: Definition) -> None:
         config = edit.config
         pools = merge(config.declared, declared.pools, config.pools)
-        self.put_pools(edit, replace(config, pools=pools, declared=declared.pools), declared, keep=True)
+        self.put_pools(edit, replace(config, pools=pools).declaring(declared.pools), declared, keep=True)
 
     def put_pools(self, edit: Edit, config: Config, definition: Definition, *, keep: bool) -> None:
         """Save the configuration, and make the records those of its hosts.
@@ -415,11 +440,12 @@ class Replica:
     def observe(self, observations: Iterable[Observation]) -> None:
         """Tell the store what was seen of hosts. Never raises for the store, never waits long."""
         current = self.snapshot().targets
-        news = False
+        news = set()
         for observation in observations:
-            if _is_news(observation, current.get(observation.target.key)):
+            key = observation.target.key
+            if _is_news(observation, current.get(key)):
                 self._enqueue(observation)
-                news = True
+                news.add(key)
         if news or self.has_queue:
             self.flush(news=news)
 
@@ -428,10 +454,10 @@ class Replica:
         """Whether something waits to be written."""
         return bool(self._queue)
 
-    def flush(self, *, news: bool = False) -> None:
+    def flush(self, *, news: Collection[str] = ()) -> None:
         """Write what is queued, or let it work in this process alone until it can be written.
 
-        :param news: whether something was queued that this process's snapshot does not have yet.
+        :param news: hosts of which something was queued that this process's snapshot does not have yet.
         """
         if self.now() >= self._flush_again_at:
             try:
@@ -445,7 +471,7 @@ class Replica:
                 return
         if news and self._reload_lock.acquire(timeout=_patience_s()):
             try:
-                self._rebuild(self._snapshot.pools, self._secret)
+                self._show_queued(news)
             finally:
                 self._reload_lock.release()
 
@@ -520,7 +546,7 @@ class Replica:
                 for host in pool.hosts:
                     key = record_key(pool.id, host.id)
                     self._states[key] = _first_state(self._declared.health.get(key), now, pool)
-            self._rebuild(self._declared.pools, b"")
+            self._rebuild(self._declared.pools, b"", None)
 
     def _recover(self) -> None:
         self._retry_at = float("-inf")
@@ -547,15 +573,15 @@ class Replica:
     def describe(self) -> dict[str, dict[str, Any]]:
         """All pools as plain dicts, counts as of now."""
         snapshot = self.snapshot()
-        states: Mapping[str, HostState] = {key: target.state for key, target in snapshot.targets.items()}
         pools: Pools = snapshot.pools
+        states: dict[str, HostState] = {key: target.state for key, target in snapshot.targets.items()}
         if self._trouble is None:
             try:
-                document = self.store.read(self.id)
-                config = self._decoded(document.config)
+                changes = self.store.changes(self.id, self._mark, wait_s=_READ_WAIT_S)
+                config = self._config_after(changes)
                 if config is not None:
                     pools = config.pools
-                    states = _decode_states(document.records)
+                    states = ({} if changes.is_all else self._states) | _decode_states(changes.records)
             except StoreError as error:
                 self._suffer(error)
         return pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from resty_upstream.methods import Candidate, Key, Method, RoundRobin, Setting, find_method, is_registered
 from resty_upstream.model import Host, Pool, Pools, record_key
 from resty_upstream.state import HostState, Rules, Status
@@ -42,6 +44,7 @@ class Target:
 
     def __init__(self, pool: Pool, host: Host, state: HostState) -> None:
         self.pool = pool
+        """A newer one of the same options, where only other hosts of it changed."""
         self.host = host
         self.state = state
         self.key = record_key(pool.id, host.id)
@@ -56,6 +59,12 @@ class Target:
         self.parsed = False
         self.address: object = None
         """What the connectors make of the host's address, once they were asked."""
+
+    def now(self, state: HostState) -> Target:
+        """The same host in another state."""
+        target = Target(self.pool, self.host, state)
+        target.parsed, target.address = self.parsed, self.address
+        return target
 
     def __repr__(self) -> str:
         return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
@@ -131,42 +140,82 @@ def build(
 
     A pool whose method only another process registered is served by round robin.
     """
+    setting = Setting(random, secret, None)
     old_plans = {plan.pool.id: plan for plan in previous.plans}
     targets: dict[str, Target] = {}
     plans = []
     for pool in pools:
         old = old_plans.get(pool.id)
-        if old is not None and old.pool is pool:
-            # Nearly all of them are as they were, which is told without a call.
-            known = states.get
-            hosts = tuple(
-                [t if known(t.key) is t.state else _target(pool, t.host, states, previous) for t in old.hosts]
-            )
-        else:
-            hosts = tuple([_target(pool, host, states, previous) for host in pool.hosts])
+        hosts = _targets(pool, states, previous, old)
         targets.update([(target.key, target) for target in hosts])
-        if not pool.up:
-            continue
-        if old is not None and old.hosts == hosts and old.pool is pool:
-            plans.append(old)
-            continue
-        factory = find_method(pool.method) if is_registered(pool.method) else RoundRobin
-        same_method = old is not None and old.pool.method == pool.method
-        method = factory(hosts, Setting(random, secret, old.method if old and same_method else None))
-        plans.append(PoolPlan(pool, hosts, method))
+        if pool.up:
+            plans.append(_plan(pool, hosts, old, setting))
     plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
     return Snapshot(pools, targets, tuple(plans))
+
+
+def update(previous: Snapshot, states: Mapping[str, HostState], *, random: Random, secret: bytes) -> Snapshot:
+    """``previous`` with these hosts in these states; the others are not looked at."""
+    setting = Setting(random, secret, None)
+    changed: dict[Target, Target] = {}
+    for key, state in states.items():
+        old = previous.targets.get(key)
+        if old is not None and old.state != state:
+            changed[old] = old.now(state)
+    if not changed:
+        return previous
+    targets = dict(previous.targets)
+    targets.update([(target.key, target) for target in changed.values()])
+    pools = {target.pool.id for target in changed}
+    plans = [_with(plan, changed, setting) if plan.pool.id in pools else plan for plan in previous.plans]
+    return Snapshot(previous.pools, targets, tuple(plans))
+
+
+def _with(plan: PoolPlan, changed: Mapping[Target, Target], setting: Setting) -> PoolPlan:
+    hosts = tuple([changed.get(target, target) for target in plan.hosts])
+    return _plan(plan.pool, hosts, plan, setting)
+
+
+def _plan(pool: Pool, hosts: tuple[Target, ...], old: PoolPlan | None, setting: Setting) -> PoolPlan:
+    if old is not None and old.pool.method != pool.method:
+        old = None
+    if old is not None and old.hosts == hosts:
+        return old if old.pool is pool else PoolPlan(pool, hosts, old.method)
+    factory = find_method(pool.method) if is_registered(pool.method) else RoundRobin
+    return PoolPlan(pool, hosts, factory(hosts, setting._replace(previous=old.method if old else None)))
 
 
 _UNKNOWN: Final = HostState()
 
 
-def _target(pool: Pool, host: Host, states: Mapping[str, HostState], previous: Snapshot) -> Target:
+def _targets(
+    pool: Pool, states: Mapping[str, HostState], previous: Snapshot, old: PoolPlan | None
+) -> tuple[Target, ...]:
+    """The hosts of a pool; those that are as they were are the same objects."""
+    if old is None or (old.pool is not pool and replace(old.pool, hosts=pool.hosts) != pool):
+        return tuple([_target(pool, host, states, None) for host in pool.hosts])
+    if len(old.hosts) == len(pool.hosts):
+        # Nearly all of them are as they were, which is told without a call.
+        known = states.get
+        pairs = zip(old.hosts, pool.hosts, strict=True)
+        hosts = [
+            t if t.host == host and known(t.key) is t.state else _target(pool, host, states, previous)
+            for t, host in pairs
+        ]
+    else:
+        hosts = [_target(pool, host, states, previous) for host in pool.hosts]
+    if old.pool is not pool:
+        for target in hosts:
+            target.pool = pool
+    return tuple(hosts)
+
+
+def _target(pool: Pool, host: Host, states: Mapping[str, HostState], previous: Snapshot | None) -> Target:
     key = record_key(pool.id, host.id)
     state = states.get(key, _UNKNOWN)
-    old = previous.targets.get(key)
-    if old is not None and old.pool is pool and old.state == state:
-        return old
+    old = previous.targets.get(key) if previous is not None else None
+    if old is not None and old.host == host:
+        return old if old.state == state else old.now(state)
     return Target(pool, host, state)
 
 

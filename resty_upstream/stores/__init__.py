@@ -31,6 +31,19 @@ class Document(NamedTuple):
     records: Mapping[str, bytes]
 
 
+class Changes(NamedTuple):
+    """What became of one namespace since an earlier look at it."""
+
+    mark: object
+    """What the next :meth:`Store.changes` is to be given."""
+    config: bytes | None
+    """None where it is as it was."""
+    records: Mapping[str, bytes]
+    """Those that were written, perhaps some that were not."""
+    is_all: bool
+    """Whether this is everything that there is: what was known before is void."""
+
+
 class View:
     """One namespace inside a transaction: reads see its own writes, and nothing is kept if it fails."""
 
@@ -109,10 +122,27 @@ class Store(Protocol):
         """The namespace as of one commit."""
         ...
 
+    def changes(self, ns: str, since: object = None, *, wait_s: float = WAIT_S) -> Changes:
+        """What was written since the look that gave the mark ``since``, as of one commit; everything for None.
+
+        Everything, too, where the store cannot tell, and where records were deleted.
+
+        :raises StoreBusy: when another holds the store for more than ``wait_s`` seconds.
+        """
+        ...
+
+    def examine(self) -> bool:
+        """Whether there is anything to open, without opening or creating it.
+
+        :raises StoreError: when it could not be opened or, if there is nothing, not created.
+        """
+        ...
+
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """Run a pure function on a view, alone; commit all it wrote, or nothing if it raises.
 
-        ``fn`` may run again when there is a conflict.
+        ``fn`` may run again when there is a conflict. Who may not wait at all is not kept for anything that can
+        be done by somebody else.
 
         :raises StoreBusy: when another holds the store for more than ``wait_s`` seconds.
         """

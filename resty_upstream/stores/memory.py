@@ -8,10 +8,11 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from itertools import takewhile
+from typing import NamedTuple, TypeVar
 
 from resty_upstream.errors import StoreBusy
-from resty_upstream.stores import WAIT_S, Document, View
+from resty_upstream.stores import WAIT_S, Changes, Document, View
 
 T = TypeVar("T")
 
@@ -20,8 +21,19 @@ T = TypeVar("T")
 class _Namespace:
     generation: int = 0
     config: bytes = b""
+    config_changed: int = 0
     records: dict[str, bytes] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
+    """Which commit wrote each record, the last one at the end."""
+    commits: int = 0
+    deleted: int = 0
+    """The last commit that deleted a record."""
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+
+class _Mark(NamedTuple):
+    space: _Namespace
+    commits: int
 
 
 class MemoryStore:
@@ -49,6 +61,25 @@ class MemoryStore:
             space = self._space(ns)
             return Document(space.generation, space.config, dict(space.records))
 
+    def changes(self, ns: str, since: object = None, *, wait_s: float = WAIT_S) -> Changes:
+        """See :class:`~resty_upstream.stores.Store`."""
+        if not self._lock.acquire(timeout=wait_s):
+            raise StoreBusy(f"another thread held the store for more than {wait_s * 1000:g} ms")
+        try:
+            space = self._space(ns)
+            mark = _Mark(space, space.commits)
+            if not isinstance(since, _Mark) or since.space is not space or since.commits < space.deleted:
+                return Changes(mark, space.config, dict(space.records), is_all=True)
+            written = takewhile(lambda key: space.writes[key] > since.commits, reversed(space.writes))
+            config = space.config if space.config_changed > since.commits else None
+            return Changes(mark, config, {key: space.records[key] for key in written}, is_all=False)
+        finally:
+            self._lock.release()
+
+    def examine(self) -> bool:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return True
+
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """See :class:`~resty_upstream.stores.Store`."""
         if not self._lock.acquire(timeout=wait_s):
@@ -62,13 +93,18 @@ class MemoryStore:
                 has_config=bool(space.config),
             )
             result = fn(view)
+            space.commits += 1
             for key, data in view.written.items():
+                space.writes.pop(key, None)
                 if data is None:
                     space.records.pop(key, None)
+                    space.deleted = space.commits
                 else:
                     space.records[key] = data
+                    space.writes[key] = space.commits
             if view.config_written:
                 space.config = view.config
+                space.config_changed = space.commits
             if view.touched:
                 space.generation += 1
                 self._generations[ns] = space.generation

@@ -28,27 +28,32 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable, StoreUnsafe
-from resty_upstream.stores import WAIT_S, Document, View
+from resty_upstream.stores import WAIT_S, Changes, Document, View
 
 T = TypeVar("T")
 
 _APPLICATION_ID: Final = 0x52555053  # "RUPS"
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _CHECK_EVERY_S: Final = 1.0
 _FORK_WAIT_S: Final = 5.0
 _READ_WAIT_S: Final = 0.25
 _SLICE_S: Final = 0.05
 _BELL_BYTES: Final = 4096
+_CHECKPOINT_PAGES: Final = 1000  # SQLite's own default
+_HURRIED_COMMITS: Final = 300  # some two pages each
+_LOG_BYTES: Final = 4 << 20  # what a log that was emptied is cut to
+_MOST_LOG_BYTES: Final = 8 << 20
 _REPAIRS: Final = 6
 _CONTENT: Final = {
-    "config": "SELECT ns, data FROM config",
-    "record": "SELECT ns, key, data FROM record",
-    "generation": "SELECT ns, value FROM generation WHERE ns <> ''",
+    "config": "SELECT ns, data, 0 FROM config",
+    "record": "SELECT ns, key, data, 0 FROM record",
+    "generation": "SELECT ns, value, 0, NULL FROM generation WHERE ns <> ''",
 }
 _SHUT: Final[Sequence[int]] = (-1,)
 _OUR_FILES: Final = ("", ".bell")
@@ -56,18 +61,30 @@ _SIDE_FILES: Final = ("-wal", "-shm")
 
 _SCHEMA: Final = f"""
     BEGIN IMMEDIATE;
-    CREATE TABLE generation (ns TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE config (ns TEXT PRIMARY KEY, data BLOB NOT NULL);
-    CREATE TABLE record (ns TEXT, key TEXT, data BLOB NOT NULL, PRIMARY KEY (ns, key)) WITHOUT ROWID;
+    CREATE TABLE generation (ns TEXT PRIMARY KEY, value INTEGER NOT NULL, deleted INTEGER NOT NULL DEFAULT 0,
+                             lineage INTEGER) WITHOUT ROWID;
+    CREATE TABLE config (ns TEXT PRIMARY KEY, data BLOB NOT NULL, changed INTEGER NOT NULL);
+    CREATE TABLE record (ns TEXT, key TEXT, data BLOB NOT NULL, changed INTEGER NOT NULL,
+                         PRIMARY KEY (ns, key)) WITHOUT ROWID;
+    CREATE INDEX record_changed ON record (ns, changed);
     CREATE TABLE lease (ns TEXT, name TEXT, owner TEXT NOT NULL, clock TEXT NOT NULL, expires REAL NOT NULL,
                         PRIMARY KEY (ns, name)) WITHOUT ROWID;
-    INSERT INTO generation VALUES ('', {{generation}});
+    INSERT INTO generation VALUES ('', {{generation}}, 0, {{lineage}});
     PRAGMA application_id = {_APPLICATION_ID};
     PRAGMA user_version = {_SCHEMA_VERSION};
     COMMIT;
 """  # noqa: S608 - constants, and a number of our own
 # The configuration is in a table with rowids: in one without, looking for a namespace reads its whole document.
-# The generation of the namespace '' counts the commits of all; ids are never empty.
+# The generation of the namespace '' counts those commits of all that move it; ids are never empty. What a commit
+# writes is `changed` at the generation after the one that it finds, whether it moves it or not: who looked at
+# generation n knows all that is changed at n or before, and perhaps more. The lineage tells one file from another.
+
+# Most records are written again and again between two changes of routing; this one leaves the index alone.
+_REWRITE: Final = "UPDATE record SET data = ? WHERE ns = ? AND key = ? AND changed = ?"
+_NOTE: Final = """
+    INSERT INTO generation (ns, value, deleted) VALUES (:ns, :value, :deleted)
+    ON CONFLICT (ns) DO UPDATE SET value = max(value, :value), deleted = max(deleted, :deleted)
+"""
 
 _log = logging.getLogger("resty_upstream.store")
 
@@ -77,6 +94,14 @@ class _Identity(NamedTuple):
 
     device: int
     inode: int
+
+
+class _Mark(NamedTuple):
+    """How far a reader knows a file."""
+
+    lineage: int
+    """Of the file; another one knows nothing of its generations."""
+    generation: int
 
 
 class _Damaged(Exception):
@@ -114,6 +139,7 @@ class SqliteStore:
         boot_clock, self.clock_id = _boot_clock()
         self.now = clock or boot_clock
         self._lock = threading.Lock()
+        self._checkpoint_lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._bell: Sequence[int] | memoryview = _SHUT
         self._next_check = float("-inf")
@@ -122,7 +148,8 @@ class SqliteStore:
         self._side_files: dict[str, _Identity | None] = {}
         self._held: dict[str, list[tuple[object, ...]]] = {}  # content of a lost file, until a new one has it
         self._wait_s = 0.0  # of the call at work
-        self._lock_held_for_fork = False
+        self._hurried = 0  # commits since a checkpoint that could not wait for one
+        self._locks_held_for_fork: list[threading.Lock] = []
         _stores.add(self)
 
     def __repr__(self) -> str:
@@ -146,6 +173,17 @@ class SqliteStore:
     def read(self, ns: str) -> Document:
         """See :class:`~resty_upstream.stores.Store`."""
         return self._run(functools.partial(self._read, ns), _READ_WAIT_S)
+
+    def changes(self, ns: str, since: object = None, *, wait_s: float = WAIT_S) -> Changes:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return self._run(functools.partial(self._changes, ns, since), min(wait_s, _READ_WAIT_S))
+
+    def examine(self) -> bool:
+        """See :class:`~resty_upstream.stores.Store`."""
+        if not _examine_directory(os.path.dirname(self.path)) or not self._require_own_file():
+            return False
+        self._run(lambda _db: None, _READ_WAIT_S)
+        return True
 
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """See :class:`~resty_upstream.stores.Store`."""
@@ -200,9 +238,24 @@ class SqliteStore:
             records = dict(db.execute("SELECT key, data FROM record WHERE ns = ?", (ns,)))
         finally:
             db.execute("ROLLBACK")
-        if not all(isinstance(data, bytes) for data in records.values()):
-            raise _Damaged("a record is not bytes")
+        _require_bytes(records)
         return Document(generation, config, records)
+
+    def _changes(self, ns: str, since: object, db: sqlite3.Connection) -> Changes:
+        db.execute("BEGIN")
+        try:
+            mark = _Mark(_lineage(db), _generation(db))
+            known = -1
+            if isinstance(since, _Mark) and since.lineage == mark.lineage and since.generation <= mark.generation:
+                deleted = _value(db, int, "SELECT deleted FROM generation WHERE ns = ?", (ns,)) or 0
+                known = since.generation if deleted <= since.generation else -1
+            config = _value(db, bytes, "SELECT data FROM config WHERE ns = ? AND changed > ?", (ns, known))
+            records = dict(db.execute("SELECT key, data FROM record WHERE ns = ? AND changed > ?", (ns, known)))
+        finally:
+            db.execute("ROLLBACK")
+        _require_bytes(records)
+        is_all = known < 0
+        return Changes(mark, config or b"" if is_all else config, records, is_all)
 
     def _transact(self, ns: str, fn: Callable[[View], T], db: sqlite3.Connection) -> T:
         def load_config() -> bytes:
@@ -230,23 +283,31 @@ class SqliteStore:
             raise
         if generation is not None:
             self._ring(generation)
+        self._hurried = 0 if self._wait_s else self._hurried + 1
+        if self._hurried == _HURRIED_COMMITS:
+            self._hurried = 0
+            self._checkpoint_soon(db)
         return result
 
     def _write(self, ns: str, view: View, db: sqlite3.Connection) -> int | None:
         """Put what ``fn`` wrote into the open transaction; the new generation, where it moves."""
+        if not (view.config_written or view.written or view.touched):
+            return None
+        changed = _generation(db) + 1
         if view.config_written:
-            db.execute("INSERT OR REPLACE INTO config VALUES (?, ?)", (ns, view.config))
+            db.execute("INSERT OR REPLACE INTO config VALUES (?, ?, ?)", (ns, view.config, changed))
+        deleted = 0
         for key, data in view.written.items():
             if data is None:
+                deleted = changed
                 db.execute("DELETE FROM record WHERE ns = ? AND key = ?", (ns, key))
-            else:
-                db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", (ns, key, data))
-        if not view.touched:
-            return None
-        db.execute("UPDATE generation SET value = value + 1 WHERE ns = ''")
-        generation = _generation(db)
-        db.execute("INSERT OR REPLACE INTO generation VALUES (?, ?)", (ns, generation))
-        return generation
+            elif not db.execute(_REWRITE, (data, ns, key, changed)).rowcount:
+                db.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", (ns, key, data, changed))
+        if view.touched:
+            db.execute("UPDATE generation SET value = ? WHERE ns = ''", (changed,))
+        if view.touched or deleted:
+            db.execute(_NOTE, {"ns": ns, "value": changed if view.touched else 0, "deleted": deleted})
+        return changed if view.touched else None
 
     def _ring(self, generation: int) -> None:
         if isinstance(self._bell, memoryview):
@@ -295,15 +356,47 @@ class SqliteStore:
         self._wait_s = wait_s
         try:
             db = self._reopen() if moved else self._db or self._open()
-            busy_ms = round(wait_s * 1000)
-            if busy_ms != self._busy_ms:
-                db.execute(f"PRAGMA busy_timeout = {busy_ms}")
-                self._busy_ms = busy_ms
+            self._allow(round(wait_s * 1000), db)
             return work(db)
         except sqlite3.Error as error:
             raise self._translated(error) from error
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+
+    def _allow(self, busy_ms: int, db: sqlite3.Connection) -> None:
+        """Set how long a call may take: one that may not wait for a lock does not wait for the disk either."""
+        if busy_ms != self._busy_ms:
+            db.execute(f"PRAGMA busy_timeout = {busy_ms}")
+            if not busy_ms or not self._busy_ms:
+                # Who empties the log into the database waits until the disk has it.
+                db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if busy_ms else 0}")
+            self._busy_ms = busy_ms
+
+    def _checkpoint_soon(self, db: sqlite3.Connection) -> None:
+        """Have a thread that can wait for the disk empty the log, unless commits come faster than it can."""
+        with contextlib.suppress(OSError, sqlite3.Error):  # what called is committed, whatever becomes of this
+            if os.path.getsize(self.path + "-wal") > _MOST_LOG_BYTES:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                return
+        if self._checkpoint_lock.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._checkpoint, name="resty_upstream checkpoint", daemon=True).start()
+            except RuntimeError:  # no more threads, or the interpreter is about to end
+                self._checkpoint_lock.release()
+
+    def _checkpoint(self) -> None:
+        lock = self._checkpoint_lock
+        try:
+            # A connection of its own, so that nobody waits for the other one.
+            db = sqlite3.connect(f"file:{quote(self.path)}?mode=rw", uri=True)
+            try:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                db.close()
+        except sqlite3.Error:
+            pass  # there will be another
+        finally:
+            lock.release()
 
     def _translated(self, error: sqlite3.Error) -> Exception:
         code = _primary_code(error)
@@ -369,6 +462,7 @@ class SqliteStore:
         try:
             # Safe in WAL mode: a killed process loses nothing, a power cut the last commits but never the file.
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
             if not self._is_ready(db):
                 with self._exclusively():
                     if not self._is_ready(db):
@@ -378,7 +472,8 @@ class SqliteStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.chmod(self.path + suffix, 0o600)
             self._bell, self._files[".bell"] = self._open_bell()
-            self._busy_ms = round(self._wait_s * 1000)
+            self._busy_ms = -1
+            self._allow(round(self._wait_s * 1000), db)
             self._ring(_generation(db))
             self._side_files = self._identities(*_SIDE_FILES)
         except BaseException as error:
@@ -410,9 +505,10 @@ class SqliteStore:
             db.execute("ROLLBACK")
         if application_id == _APPLICATION_ID:
             if version != _SCHEMA_VERSION:
+                todo = "run the newer release" if version > _SCHEMA_VERSION else "delete it while nothing uses it"
                 raise StoreFormatError(
                     f"{self.path} has schema version {version}, this release uses {_SCHEMA_VERSION}: "
-                    "run the newer release, or name another file"
+                    f"{todo}, or name another file"
                 )
             return bool(db.execute("PRAGMA journal_mode").fetchone() == ("wal",))
         if application_id or version or not is_empty:
@@ -423,7 +519,8 @@ class SqliteStore:
         db.execute("PRAGMA journal_mode = WAL")
         if not db.execute("SELECT 1 FROM sqlite_master").fetchone():
             # Begin anywhere, so that a file that replaces another does not happen to be at its generation.
-            db.executescript(_SCHEMA.format(generation=int.from_bytes(os.urandom(5), "big")))
+            generation, lineage = (int.from_bytes(os.urandom(size), "big") for size in (5, 7))
+            db.executescript(_SCHEMA.format(generation=generation, lineage=lineage))
 
     def _create_file(self) -> None:
         for suffix in _SIDE_FILES:
@@ -566,20 +663,24 @@ class SqliteStore:
 
     def _before_fork(self) -> None:
         """No connection may cross a fork: SQLite in the child would believe in locks it does not hold."""
-        self._lock_held_for_fork = self._lock.acquire(timeout=_FORK_WAIT_S)
-        if self._lock_held_for_fork:
+        deadline = time.monotonic() + _FORK_WAIT_S
+        locks = [self._lock, self._checkpoint_lock]
+        self._locks_held_for_fork = [
+            lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        ]
+        if self._lock in self._locks_held_for_fork:
             self._close()
 
     def _after_fork_in_parent(self) -> None:
-        if self._lock_held_for_fork:
-            self._lock_held_for_fork = False
-            self._lock.release()
+        held, self._locks_held_for_fork = self._locks_held_for_fork, []
+        for lock in held:
+            lock.release()
 
     def _after_fork(self) -> None:
         """In the child, before any store is used there."""
-        idle = self._lock_held_for_fork or self._lock.acquire(blocking=False)
-        self._lock = threading.Lock()
-        self._lock_held_for_fork = False
+        idle = self._lock in self._locks_held_for_fork or self._lock.acquire(blocking=False)
+        self._lock, self._checkpoint_lock = threading.Lock(), threading.Lock()
+        self._locks_held_for_fork = []
         self._next_check = float("-inf")
         self._bell = _SHUT  # users notice the new process, too: they read
         db, self._db = self._db, None
@@ -623,6 +724,11 @@ def _notice_fork() -> None:
             _pid = os.getpid()
 
 
+def _require_bytes(records: Mapping[str, object]) -> None:
+    if not all(isinstance(data, bytes) for data in records.values()):
+        raise _Damaged("a record is not bytes")
+
+
 def _generation(db: sqlite3.Connection) -> int:
     value = _value(db, int, "SELECT value FROM generation WHERE ns = ''", ())
     if value is None or not 0 < value < 2**63:
@@ -630,7 +736,14 @@ def _generation(db: sqlite3.Connection) -> int:
     return value
 
 
-def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str, ...]) -> T | None:
+def _lineage(db: sqlite3.Connection) -> int:
+    value = _value(db, int, "SELECT lineage FROM generation WHERE ns = ''", ())
+    if value is None:
+        raise _Damaged("its lineage is missing")
+    return value
+
+
+def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str | int, ...]) -> T | None:
     """The single value of a query, of the type that was written; None when there is no row."""
     row = db.execute(query, parameters).fetchone()
     if row is not None and not isinstance(row[0], kind):
@@ -651,15 +764,41 @@ def _require_private_directory(directory: str) -> None:
 
     :raises StoreUnavailable: saying what to do.
     """
+    for path in reversed(_missing(directory)):
+        with contextlib.suppress(FileExistsError):  # another worker starts at the same time
+            os.mkdir(path, 0o700)
+    _require_own_directory(directory)
+
+
+def _examine_directory(directory: str) -> bool:
+    """Whether there is such a directory.
+
+    :raises StoreUnavailable: when it could not be used or, if there is none, not be created.
+    """
+    missing = _missing(directory)
+    if not missing:
+        _require_own_directory(directory)
+        return True
+    parent = os.path.dirname(missing[-1])
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise StoreUnavailable(
+            f"{directory} cannot be created by user {os.geteuid()}: create it for that user, or name another place"
+        )
+    return False
+
+
+def _missing(directory: str) -> list[str]:
+    """The directories that are not there, the innermost in front; above them all is safe."""
     missing = []
     current = directory
     while not os.path.lexists(current):
         missing.append(current)
         current = os.path.dirname(current)
     _require_safe_ancestors(current, directory)
-    for path in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # another worker starts at the same time
-            os.mkdir(path, 0o700)
+    return missing
+
+
+def _require_own_directory(directory: str) -> None:
     found = os.lstat(directory)
     if not stat.S_ISDIR(found.st_mode):
         raise StoreUnavailable(f"{directory} is not a directory: the store needs one of its own there")

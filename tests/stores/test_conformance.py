@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from resty_upstream import Upstream
 from resty_upstream.errors import StoreBusy
-from resty_upstream.stores import Document, Store, View
+from resty_upstream.stores import Changes, Document, Store, View
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.stores.sqlite import SqliteStore
 from resty_upstream.testing import FakeClock
@@ -277,6 +277,66 @@ def test_a_change_of_one_namespace_moves_no_other_generation(store: Store) -> No
     assert store.read("a") == before
 
 
+# ── changes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_look_at_the_changes_gives_everything(store: Store) -> None:
+    store.transact("a", lambda view: (setattr(view, "config", b"c"), view.put("x", b"1")))
+    changes = store.changes("a")
+    assert changes[1:] == (b"c", {"x": b"1"}, True)
+
+
+def test_of_a_namespace_that_was_never_written_everything_is_nothing(store: Store) -> None:
+    assert store.changes("a")[1:] == (b"", {}, True)
+
+
+def test_a_later_look_gives_what_was_written_since(store: Store) -> None:
+    store.transact("a", lambda view: (setattr(view, "config", b"c"), putting(x=b"1", y=b"1")(view)))
+    mark = store.changes("a").mark
+    assert (store.changes("a", mark).config, store.changes("a", mark).is_all) == (None, False)
+    store.transact("a", putting(x=b"2"))
+    changes = store.changes("a", mark)
+    assert (changes.config, changes.records["x"], changes.is_all) == (None, b"2", False)
+    store.transact("a", lambda view: setattr(view, "config", b"d"))
+    assert store.changes("a", mark).config == b"d"
+    assert store.changes("a", changes.mark).config == b"d"
+
+
+def test_what_others_wrote_into_another_namespace_is_no_change(store: Store) -> None:
+    store.transact("a", lambda view: setattr(view, "config", b"c"))
+    mark = store.changes("a").mark
+    store.transact("b", lambda view: (setattr(view, "config", b"c"), view.put("x", b"1")))
+    assert store.changes("a", mark)[1:] == (None, {}, False)
+
+
+def test_after_a_record_was_deleted_everything_is_given(store: Store) -> None:
+    store.transact("a", lambda view: (setattr(view, "config", b"c"), putting(x=b"1", y=b"1")(view)))
+    mark = store.changes("a").mark
+    store.transact("a", lambda view: (view.delete("x"), view.touch()))
+    assert store.changes("a", mark)[1:] == (b"c", {"y": b"1"}, True)
+    assert not store.changes("a", store.changes("a", mark).mark).is_all
+
+
+def test_a_mark_of_another_store_means_nothing(make_store: MakeStore, tmp_path: Path, clock: FakeClock) -> None:
+    marks: list[object] = [None, "mark", 1, (1, 2)]
+    for number in range(3):
+        store = make_store(tmp_path / str(number), clock)
+        store.transact("a", lambda view: (setattr(view, "config", b"c"), view.put("x", b"1")))
+        for mark in marks:
+            assert store.changes("a", mark)[1:] == (b"c", {"x": b"1"}, True)
+        marks.append(store.changes("a").mark)
+        store.close()
+
+
+def test_a_store_is_there_once_it_was_written_to(store: Store) -> None:
+    """To examine it neither opens nor creates anything."""
+    if not isinstance(store, MemoryStore):
+        assert not store.examine()
+        assert not store.examine()
+    store.transact("a", touch)
+    assert store.examine()
+
+
 # ── leases ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -495,6 +555,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.records: dict[str, dict[str, bytes]] = {ns: {} for ns in NAMESPACES}
         self.generations = dict.fromkeys(NAMESPACES, 0)
         self.leases: dict[str, tuple[str, float]] = {}
+        self.known: dict[str, tuple[object, bytes, dict[str, bytes]]] = {ns: (None, b"", {}) for ns in NAMESPACES}
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -544,6 +605,16 @@ class StoreMachine(RuleBasedStateMachine):
     def read(self, ns: str) -> None:
         expected = Document(self.generations[ns], self.configs[ns], self.records[ns])
         assert self.store.read(ns) == expected
+
+    @rule(ns=st.sampled_from(NAMESPACES))
+    def look(self, ns: str) -> None:
+        """What was known, with the changes, is what there is."""
+        mark, config, records = self.known[ns]
+        changes: Changes = self.store.changes(ns, mark)
+        records = {} if changes.is_all else records
+        config = config if changes.config is None else changes.config
+        self.known[ns] = changes.mark, config, {**records, **changes.records}
+        assert self.known[ns][1:] == (self.configs[ns], self.records[ns])
 
     @rule(owner=st.sampled_from(OWNERS), ttl_s=st.integers(1, 5))
     def lease(self, owner: str, ttl_s: int) -> None:

@@ -531,16 +531,16 @@ def test_the_own_change_is_seen_by_the_own_next_request_while_another_thread_is_
     upstream = Upstream(store, pools=pools("a", "b"))
     ask(upstream)
     loading, committed = threading.Event(), threading.Event()
-    really_read = store.read
+    really_look = store.changes
 
-    def slow_read(ns: str) -> object:
-        document = really_read(ns)
+    def slow_look(*args: Any, **options: Any) -> object:
+        changes = really_look(*args, **options)
         if threading.current_thread() is not threading.main_thread():
             loading.set()
             committed.wait(5)
-        return document
+        return changes
 
-    store.read = slow_read  # type: ignore[method-assign,assignment]
+    store.changes = slow_look  # type: ignore[method-assign,assignment]
     worker.run("SqliteStore(path).transact('default', touch)")
     thread = threading.Thread(target=ask, args=[upstream])
     thread.start()

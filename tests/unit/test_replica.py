@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 
 from resty_upstream import NoHostAvailable, StoreBusy, StoreError, StoreUnavailable, Upstream, UpstreamAPI
-from resty_upstream.stores import Document, View
+from resty_upstream.stores import Changes, Document, View
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
 from tests.helpers import health, hosts, refused, take_down, visit, visit_in_vain
@@ -31,10 +31,15 @@ class FailingStore(MemoryStore):
         self.waits: list[float] = []
 
     def read(self, ns: str) -> Document:
-        self.reads += 1
         if self.error:
             raise self.error
         return super().read(ns)
+
+    def changes(self, ns: str, since: object = None, *, wait_s: float = 5) -> Changes:
+        self.reads += 1
+        if self.error:
+            raise self.error
+        return super().changes(ns, since, wait_s=wait_s)
 
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = 5) -> T:
         self.waits.append(wait_s)

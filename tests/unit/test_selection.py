@@ -8,11 +8,12 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from resty_upstream import Pool, register_method
 from resty_upstream.methods import Candidate, Method, RoundRobin, Setting
 from resty_upstream.model import Host, Pools, record_key
-from resty_upstream.selection import LAST_RESORT_ATTEMPTS, Choice, Snapshot, Target, build, choices
+from resty_upstream.selection import LAST_RESORT_ATTEMPTS, Choice, Snapshot, Target, build, choices, update
 from resty_upstream.state import HostState, Status
 
 NOW = 100.0
@@ -228,6 +229,60 @@ def test_a_new_snapshot_takes_over_what_did_not_change() -> None:
     assert now.targets[record_key("x", "a")] is before.targets[record_key("x", "a")]
     assert now.plans[0] is before.plans[0]
     assert now.plans[1] is not before.plans[1]
+
+
+def seen(found: Snapshot) -> object:
+    """All that a snapshot says of its hosts and pools."""
+    targets = {key: (t.pool, t.host, t.state, t.available, t.due_at) for key, t in found.targets.items()}
+    assert all(found.targets[t.key] is t for plan in found.plans for t in plan.hosts)
+    plans = [(p.pool, [t.key for t in p.hosts], [t.key for t in p.failed]) for p in found.plans]
+    return found.pools, targets, plans, found.untroubled and found.untroubled.pool.id
+
+
+def picked(found: Snapshot) -> list[set[str]]:
+    """What each pool's method picks."""
+    return [{target.id for _ in range(7) if (target := plan.pick(lambda: "k", ()))} for plan in found.plans]
+
+
+@given(st.data())
+def test_an_update_is_what_a_new_snapshot_would_be(data: st.DataObject) -> None:
+    """Whatever hosts change, in pools that are up or down."""
+    states = st.sampled_from([UP, waiting(), MANUAL])
+    pools = [pool("x", "a", "b", "c"), pool("y", "d", "e", method="hash", priority=2), pool("z", "f", up=False)]
+    first = {host.id: data.draw(states) for each in pools for host in each.hosts}
+    before = snapshot(*pools, **first)
+    changed = data.draw(st.dictionaries(st.sampled_from([*"abcdef", "gone"]), states))
+    keys = {host.id: record_key(each.id, host.id) for each in pools for host in each.hosts}
+    states_by_key = {keys.get(host_id, host_id): state for host_id, state in changed.items()}
+    built = snapshot(
+        *pools, seed=1, previous=before, **{**first, **{k: v for k, v in changed.items() if k in keys}}
+    )
+    updated = update(before, states_by_key, random=Random(1), secret=b"s")
+    assert seen(updated) == seen(built)
+    assert (updated is before) == (seen(built) == seen(before))
+    assert picked(updated) == picked(built)
+
+
+def test_a_change_of_one_host_leaves_the_others_as_they_are() -> None:
+    """The same objects, with what the connectors made of their addresses; their pool is the new one."""
+    before = snapshot(pool("x", "a", "b"))
+    kept = before.targets[record_key("x", "a")]
+    kept.parsed, kept.address = True, "parsed"
+    changed = pool("x", "a", "b")
+    changed = replace(changed, hosts=(changed.hosts[0], replace(changed.hosts[1], weight=7)))
+    now = snapshot(changed, previous=before)
+    assert now.targets[record_key("x", "a")] is kept
+    assert now.targets[record_key("x", "b")].weight == 7
+    assert {target.pool for target in now.targets.values()} == {changed}
+    down = snapshot(changed, previous=now, a=waiting()).targets[record_key("x", "a")]
+    assert (down.available, down.parsed, down.address) == (False, True, "parsed")
+
+
+def test_a_change_of_its_options_is_seen_in_every_host_of_a_pool() -> None:
+    before = snapshot(pool("x", "a", "b"))
+    now = snapshot(pool("x", "a", "b", timeout=5), previous=before)
+    assert [target.timeout_s for target in now.targets.values()] == [0.005, 0.005]
+    assert not set(now.targets.values()) & set(before.targets.values())
 
 
 def test_a_method_goes_on_where_it_was_when_a_host_comes_or_goes() -> None:
