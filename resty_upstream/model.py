@@ -15,7 +15,7 @@ import ipaddress
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, get_args
 
@@ -485,6 +485,40 @@ def shown_value(value: object) -> str:
 
 def _plain(name: object) -> str:
     return name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else shown_value(name)
+
+
+# ── differences ───────────────────────────────────────────────────────────────────────────────
+
+
+class Difference(NamedTuple):
+    """One option, pool or host that is not the same in two configurations."""
+
+    path: str
+    """``pools.primary.hosts.a.weight``; ``pools.primary`` where one of them has no such pool."""
+    before: Any
+    """The option's value; None where there is no such pool or host."""
+    after: Any
+
+
+def differences(before: Pools, after: Pools) -> Iterator[Difference]:
+    """What is not the same in ``after``, in the order of ``before``; then what only ``after`` has."""
+    return _differences("pools", before, after)
+
+
+def _differences(place: str, before: Iterable[Pool | Host], after: Iterable[Pool | Host]) -> Iterator[Difference]:
+    old = {item.id: item for item in before}
+    new = {item.id: item for item in after}
+    for key in old | new:
+        path, one, other = f"{place}.{key}", old.get(key), new.get(key)
+        if one is None or other is None:
+            yield Difference(path, one and _options(one), other and _options(other))
+            continue
+        values = _options(other)
+        for name, value in _options(one).items():
+            if value != values[name]:
+                yield Difference(f"{path}.{name}", value, values[name])
+        if isinstance(one, Pool) and isinstance(other, Pool):
+            yield from _differences(f"{path}.hosts", one.hosts, other.hosts)
 
 
 # ── the three-way merge of configure() ────────────────────────────────────────────────────────

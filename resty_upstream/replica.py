@@ -570,6 +570,21 @@ class Replica:
             self.configured = bool(self.store.read(self.id).config)
         return self.configured
 
+    def examine(self) -> Config | None:
+        """What the store holds, looked at without creating or changing anything; None when it holds nothing.
+
+        :raises StoreError: when the store could not be used.
+        """
+        if not self.store.examine():
+            return None
+        data = self.store.read(self.id).config
+        return decode_config(data) if data else None
+
+    @property
+    def declared(self) -> Pools | None:
+        """What was declared in this process; None when nothing was."""
+        return None if self._declared is None else self._declared.pools
+
     def describe(self) -> dict[str, dict[str, Any]]:
         """All pools as plain dicts, counts as of now."""
         snapshot = self.snapshot()

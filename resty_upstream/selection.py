@@ -267,6 +267,8 @@ class HostReason(NamedTuple):
     share: float
     """Its part of what the pool gets now, from 0 to 1."""
     reason: str
+    state: HostState
+    """Its record: status, failures and times."""
 
 
 class PoolReason(NamedTuple):
@@ -310,7 +312,7 @@ def explain(
         total = sum((host.weight if weighted else 1) for host in hosts if host.available) or 1
         keyed = _keyed_pick(plans.get(pool.id), key, excluded)
         reasons = tuple(
-            HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it")
+            HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it", host.state)
             if host in excluded and host.available
             else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts
@@ -389,7 +391,7 @@ def _host_reason(
             reason = f"{taken}: the host of this key" if keyed is target else "passed over: not this key's host"
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
-    return HostReason(target.host, state.up, share, reason)
+    return HostReason(target.host, state.up, share, reason, state)
 
 
 def _shown(host: Host) -> str:
