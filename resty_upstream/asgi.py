@@ -55,9 +55,11 @@ class UpstreamMiddleware:
         state = scope.setdefault("state", {})
         if "upstreams" in state:
             state = dict(state)  # of an application around this one, which keeps its own
+            state.pop("upstream", None)
             scope = {**scope, "state": state}
         client = scope.get("client")
-        upstreams = RequestUpstreams(self.upstreams, client[0] if client else None, self._default)
+        address = (client[0] or None) if client else None  # None or "" at a unix socket
+        upstreams = RequestUpstreams(self.upstreams, address, self._default)
         state["upstreams"] = upstreams
         if self._default is not None:
             state["upstream"] = upstreams["default"]

@@ -53,13 +53,15 @@ class Upstreams(Mapping[str, Upstream]):
 
     def _read(self, given: object, place: str, application: str) -> dict[str, Upstream]:
         if not isinstance(given, Mapping):
-            kind = type(given).__name__
-            raise InvalidConfig(Problem(f"upstreams must be a mapping by name, not {kind}", "structure"))
+            what = f"{place.rstrip('.: ')} must be a mapping by name, not {type(given).__name__}"
+            raise InvalidConfig(Problem(what, "structure"))
         made = {}
         with Problems() as problems:
             for key, options in given.items():
                 with problems.noted():
                     name = identifier(key, "the name of an upstream")
+                    if name in made:
+                        raise InvalidConfig(Problem(f"{place}{name} is given twice", "id"))
                     made[name] = self._make(name, options, f"{place}{name}", application)
         return made
 

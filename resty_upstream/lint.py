@@ -46,6 +46,9 @@ PROBLEMS: Final[dict[ProblemKind, tuple[str, str]]] = {
 """The id of each kind of problem in a configuration, and its hint."""
 
 
+_DEFAULT: Final = Pool(id="default")
+
+
 def lint(upstream: Upstream, *, behind_proxy: bool = False) -> list[Finding]:
     """All findings about an upstream: its pools as they will be used, and its store.
 
@@ -164,7 +167,7 @@ def _of_pool(pool: Pool, path: str, total_timeout_s: float, behind_proxy: bool) 
         )
     if pool.up and not pool.hosts:
         yield Finding("W010", f"{path}.hosts", f"{path} has no hosts: it is passed over", "Add a host.")
-    if pool.failed_timeout_max < pool.failed_timeout:
+    if pool.failed_timeout_max < pool.failed_timeout and pool.failed_timeout_max != _DEFAULT.failed_timeout_max:
         yield Finding(
             "W011",
             f"{path}.failed_timeout_max",

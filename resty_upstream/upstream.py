@@ -29,7 +29,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=Connectable)
 
-_STORE_MEMBERS: Final = ("version", "read", "transact", "lease", "release", "now", "close", "clock_id")
+_STORE_MEMBERS: Final = (
+    "version",
+    "read",
+    "changes",
+    "examine",
+    "namespaces",
+    "transact",
+    "lease",
+    "release",
+    "now",
+    "close",
+    "clock_id",
+)
 
 
 class Upstream:

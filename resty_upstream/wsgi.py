@@ -44,6 +44,7 @@ class UpstreamMiddleware:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if "resty_upstreams" in environ:
             environ = dict(environ)  # of an application around this one, which keeps its own
+            environ.pop("resty_upstream", None)
         # An address and not a callable that looks into the environ: a cycle would wait for the garbage collector.
         address = environ.get("REMOTE_ADDR") or None  # "" at a unix socket
         upstreams = RequestUpstreams(self.upstreams, address, self._default)
@@ -56,10 +57,8 @@ class UpstreamMiddleware:
             upstreams.post_process()
             raise
         file_wrapper = environ.get("wsgi.file_wrapper")
-        if file_wrapper is not None and isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
-            # The server sends a file by itself, but only while this is the object that it made for it.
-            _hook_close(body, upstreams)
-            return body
+        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper) and _hook_close(body, upstreams):
+            return body  # the server sends a file by itself, but only while this is the object that it made for it
         return (_SizedBody if hasattr(body, "__len__") else _Body)(body, upstreams)
 
 
@@ -94,17 +93,24 @@ class _SizedBody(_Body):
         return len(self._body)
 
 
-def _hook_close(body: Any, upstreams: RequestUpstreams) -> None:
+def _hook_close(body: Any, upstreams: RequestUpstreams) -> bool:
+    """Have the server post-process when it closes its own object; whether that allows it."""
     close = getattr(body, "close", None)
 
     def close_and_post_process() -> None:
+        nonlocal close
+        original, close = close, None  # a cycle would wait for the garbage collector
         try:
-            if close is not None:
-                close()
+            if original is not None:
+                original()
         finally:
             upstreams.post_process()
 
-    body.close = close_and_post_process
+    try:
+        body.close = close_and_post_process
+    except AttributeError:  # of a type in C, as in bjoern
+        return False
+    return True
 
 
 def upstreams_of(environ: Mapping[str, Any]) -> RequestUpstreams:

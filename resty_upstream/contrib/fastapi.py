@@ -22,8 +22,10 @@ from resty_upstream.asgi import UpstreamMiddleware, upstreams_of
 
 __all__ = ["UpstreamDep", "UpstreamMiddleware", "UpstreamsDep", "get_upstream", "get_upstreams"]
 
+# Coroutine functions, although they wait for nothing: FastAPI calls any other in a thread.
 
-def get_upstream(connection: HTTPConnection) -> RequestContext:
+
+async def get_upstream(connection: HTTPConnection) -> RequestContext:
     """The upstream named ``default`` of a request or websocket, for ``Depends(get_upstream)``.
 
     :raises UpstreamError: naming the middleware, where it is missing.
@@ -31,7 +33,7 @@ def get_upstream(connection: HTTPConnection) -> RequestContext:
     return upstreams_of(connection.scope)["default"]
 
 
-def get_upstreams(connection: HTTPConnection) -> RequestUpstreams:
+async def get_upstreams(connection: HTTPConnection) -> RequestUpstreams:
     """All upstreams of a request or websocket, by name, for ``Depends(get_upstreams)``.
 
     :raises UpstreamError: naming the middleware, where it is missing.

@@ -138,6 +138,10 @@ class Store(Protocol):
         """
         ...
 
+    def namespaces(self) -> list[str]:
+        """The namespaces with a configuration document, in alphabetical order."""
+        ...
+
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """Run a pure function on a view, alone; commit all it wrote, or nothing if it raises.
 

@@ -80,6 +80,11 @@ class MemoryStore:
         """See :class:`~resty_upstream.stores.Store`."""
         return True
 
+    def namespaces(self) -> list[str]:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            return sorted(ns for ns, space in self._spaces.items() if space.config)
+
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """See :class:`~resty_upstream.stores.Store`."""
         if not self._lock.acquire(timeout=wait_s):

@@ -185,6 +185,11 @@ class SqliteStore:
         self._run(lambda _db: None, _READ_WAIT_S)
         return True
 
+    def namespaces(self) -> list[str]:
+        """See :class:`~resty_upstream.stores.Store`."""
+        query = "SELECT ns FROM config ORDER BY ns"
+        return self._run(lambda db: [ns for (ns,) in db.execute(query)], _READ_WAIT_S)
+
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """See :class:`~resty_upstream.stores.Store`."""
         return self._run(functools.partial(self._transact, ns, fn), wait_s)

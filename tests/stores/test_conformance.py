@@ -328,6 +328,15 @@ def test_a_mark_of_another_store_means_nothing(make_store: MakeStore, tmp_path: 
         store.close()
 
 
+def test_a_store_knows_its_namespaces(store: Store) -> None:
+    """Those with a configuration."""
+    assert store.namespaces() == []
+    for ns in ("b", "a", "ä"):
+        store.transact(ns, lambda view: setattr(view, "config", b"c"))
+    store.transact("without", putting(x=b"1"))
+    assert store.namespaces() == ["a", "b", "ä"]
+
+
 def test_a_store_is_there_once_it_was_written_to(store: Store) -> None:
     """To examine it neither opens nor creates anything."""
     if not isinstance(store, MemoryStore):
