@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
-from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreUnsafe
+from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, StoreUnsafe
 from resty_upstream.events import EventName, Listener, Listeners
 from resty_upstream.methods import find_method
 from resty_upstream.model import Definition, flag, identifier, parse_duration_s, pools_from_dicts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 C = TypeVar("C", bound=Connectable)
 
+_LAST_WAIT_S: Final = 0.25
 _STORE_MEMBERS: Final = (
     "version",
     "read",
@@ -214,7 +216,8 @@ class Upstream:
     def close(self) -> None:
         """Write what waits to be written, and close the store. May be called again; use opens it again."""
         if self.replica.has_queue:
-            self.replica.flush()
+            with contextlib.suppress(StoreError):  # said already
+                self.replica.commit(nothing, wait_s=_LAST_WAIT_S)
         self.store.close()
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resty_upstream import RequestContext, Upstream, UpstreamAPI
+from resty_upstream import RequestContext, RequestUpstreams, Upstream, UpstreamAPI
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
 from tests.helpers import health, hosts, open_upstream, open_workers, refused, visit, visit_in_vain
@@ -67,6 +67,22 @@ def test_what_comes_after_post_process_is_shared_at_once() -> None:
     assert failcount(upstream) == 0
 
 
+def test_a_context_that_lives_long_shares_at_once(clock: FakeClock) -> None:
+    """A websocket, a stream or a task may go on for hours; the others need not wait for its end."""
+    upstream = open_upstream(TWO, clock)
+    with upstream.context() as context:
+        visit(context)
+        visit_in_vain(context, {"a": refused, "b": refused})
+        assert failcount(upstream) == failcount(upstream, "b") == 0
+        clock.advance(11)  # past the first second, and past what it does not try again
+        visit_in_vain(context, {"a": refused, "b": refused})
+        assert failcount(upstream) == failcount(upstream, "b") == 1, (
+            "the second ones, more than 10 s after the first"
+        )
+        context.post_process()
+    assert failcount(upstream) == failcount(upstream, "b") == 1
+
+
 def test_a_context_shares_what_it_saw_although_the_request_failed() -> None:
     upstream = open_upstream(ONE)
 
@@ -116,6 +132,40 @@ def test_a_context_that_two_threads_finish_at_once_tells_each_failure_once() -> 
             visit_in_vain(context, {"a": refused})
             list(threads.map(RequestContext.post_process, [context] * 2))
     assert failcount(upstream) == 100
+
+
+# ── the upstreams of a request ────────────────────────────────────────────────────────────────
+
+
+def test_each_upstream_of_a_request_has_one_context_whichever_thread_asks_first() -> None:
+    by_name = {name: open_upstream(ONE) for name in ("default", "other")}
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(100):
+            upstreams = RequestUpstreams(by_name)
+            assert not upstreams.used
+            assert len({id(context) for context in threads.map(upstreams.__getitem__, ["other"] * 8)}) == 1
+            assert upstreams.used
+            assert list(upstreams) == ["default", "other"]
+
+
+def test_what_a_request_saw_of_each_of_its_upstreams_is_shared_when_it_is_over() -> None:
+    by_name = {name: open_upstream(ONE) for name in ("default", "other", "unused")}
+    upstreams = RequestUpstreams(by_name, "the key", by_name["default"])
+    for name in ("default", "other"):
+        assert upstreams[name].key() == "the key"
+        visit_in_vain(upstreams[name], {"a": refused})
+    assert [failcount(upstream) for upstream in by_name.values()] == [0, 0, 0]
+    for _ in range(2):
+        upstreams.post_process()
+        assert [failcount(upstream) for upstream in by_name.values()] == [1, 1, 0]
+
+
+def test_an_upstream_that_is_first_used_after_the_request_shares_at_once() -> None:
+    by_name = {"default": open_upstream(ONE)}
+    upstreams = RequestUpstreams(by_name)
+    upstreams.post_process()
+    visit_in_vain(upstreams["default"], {"a": refused})
+    assert failcount(by_name["default"]) == 1
 
 
 # ── which context is meant ────────────────────────────────────────────────────────────────────

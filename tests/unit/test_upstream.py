@@ -21,9 +21,11 @@ from resty_upstream import (
     MethodNotFound,
     NoHostAvailable,
     PoolNotFound,
+    Problem,
     StoreBusy,
     StoreFormatError,
     StoreUnavailable,
+    StoreUnsafe,
     Upstream,
     UpstreamAPI,
     UpstreamError,
@@ -43,6 +45,7 @@ from tests.helpers import (
     visit,
     visit_in_vain,
 )
+from tests.stores.support import other_connection
 from tests.unit import strategies
 
 POOLS: dict[str, Any] = {"p": {"hosts": hosts("a", "b")}, "dr": {"priority": 1, "hosts": hosts("c")}}
@@ -125,6 +128,42 @@ def test_total_timeout_is_milliseconds_or_says_its_unit(given: Any, seconds: flo
 def test_options_that_are_wrong_are_refused(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidConfig, match=f"^{problem}"):
         Upstream("memory://", **options)
+
+
+def test_open_opens_the_store_and_stores_what_is_declared(tmp_path: Path) -> None:
+    """As a server does before its first request."""
+    url = f"sqlite://{tmp_path}/private/upstreams.db"
+    upstream = Upstream(url, pools={"p": {"hosts": hosts("a")}})
+    upstream.open()
+    assert list(Upstream(url).get_pools()) == ["p"]
+
+
+def test_open_refuses_a_store_that_others_could_change_and_nothing_else(tmp_path: Path) -> None:
+    """Whatever else is wrong with it, requests are served from what is declared."""
+    tmp_path.chmod(0o777)
+    pools = {"p": {"hosts": hosts("a")}}
+    with pytest.raises(StoreUnsafe, match="chmod 700"):
+        Upstream(f"sqlite://{tmp_path}/upstreams.db", pools=pools).open()
+    tmp_path.chmod(0o700)
+    (tmp_path / "file").write_text("")
+    upstream = Upstream(f"sqlite://{tmp_path}/file/upstreams.db", pools=pools)
+    upstream.open()
+    assert visit(upstream) == ["a"]
+
+
+def test_close_writes_what_waits_and_may_be_called_again(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/private/upstreams.db"
+    upstream = Upstream(url, pools={"p": {"max_fails": 9, "hosts": hosts("a")}})
+    visit(upstream)
+    with other_connection(f"{tmp_path}/private/upstreams.db") as db:
+        db.execute("BEGIN IMMEDIATE")
+        visit_in_vain(upstream, {"a": refused})
+        assert upstream.replica.has_queue
+        db.execute("ROLLBACK")
+    upstream.close()
+    upstream.close()
+    assert health(Upstream(url), "a")["failcount"] == 1
+    assert visit(upstream) == ["a"], "use opens it again"
 
 
 def test_a_memory_url_is_a_store_of_its_own_each_time() -> None:
@@ -356,7 +395,7 @@ def test_a_configuration_of_a_newer_release_fails_no_request_and_is_left_as_it_i
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidConfig(["pools.p must be …", "pools.q must be …"]),
+        InvalidConfig(["pools.p must be …", Problem("pools.q is not …", "option")]),
         MethodNotFound("no such method"),
         HostExists("there already"),
         PoolNotFound("no pool"),
@@ -374,6 +413,8 @@ def test_errors_survive_pickling(error: UpstreamError) -> None:
     assert str(again) == str(error)
     for name in ("problems", "status_hint"):
         assert getattr(again, name, None) == getattr(error, name, None)
+    kinds = [[problem.kind for problem in getattr(each, "problems", ())] for each in (again, error)]
+    assert kinds[0] == kinds[1]
 
 
 class ClientError(Exception):
