@@ -11,17 +11,21 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from benchmarks.balancing import balancing
+from benchmarks.django_middleware import django_middleware
+from benchmarks.event_loop import event_loop
 from benchmarks.failures import failures
+from benchmarks.gateways import gateways
 from benchmarks.harness import Figure, Group, measure, plain, table
-from benchmarks.middleware import middleware
 from benchmarks.sockets import async_sockets, sync_sockets
 
 _BENCHMARKS: Final[dict[str, Callable[[], AbstractContextManager[list[Group]]]]] = {
     "connect": balancing,
     "socket": sync_sockets,
     "asyncio": async_sockets,
-    "django": middleware,
+    "gateways": gateways,
+    "django": django_middleware,
     "failure": failures,
+    "loop": event_loop,
 }
 
 

@@ -32,6 +32,16 @@ T = TypeVar("T")
 _NON_BLOCKING_STREAM: Final = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
+async def in_thread(func: Callable[[], object]) -> None:
+    """Call what waits for a disk in a thread, unless the event loop is not one of asyncio."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        func()
+    else:
+        await asyncio.to_thread(func)
+
+
 async def connect_callable(client: Any, attempt: Attempt) -> Any:
     """Call ``client(host, port, timeout_s)`` and await what it returns."""
     host = attempt.host

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from resty_upstream.aconnectors import in_thread
 from resty_upstream.config import Upstreams
 from resty_upstream.context import RequestUpstreams
 from resty_upstream.errors import StoreUnsafe, UpstreamError
@@ -73,7 +74,7 @@ class UpstreamMiddleware:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await _in_thread(self.upstreams.open)
+                    await in_thread(self.upstreams.open)
                 except StoreUnsafe as error:
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     raise
@@ -81,22 +82,10 @@ class UpstreamMiddleware:
 
         async def close_at_end(message: Message) -> None:
             if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
-                await _in_thread(self.upstreams.close)
+                await in_thread(self.upstreams.close)
             await send(message)
 
         await self.app(scope, open_at_start, close_at_end)
-
-
-async def _in_thread(func: Callable[[], None]) -> None:
-    """Call what waits for a disk in a thread, where the server runs on asyncio."""
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        func()
-    else:
-        await asyncio.to_thread(func)
 
 
 def upstreams_of(scope: Mapping[str, Any]) -> RequestUpstreams:

@@ -102,6 +102,10 @@ class RequestContext:
     async def aconnect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
         """See :meth:`resty_upstream.Upstream.aconnect`."""
         connector = connectors.find_async(client)
+        if not self.upstream.replica.is_loaded:
+            from resty_upstream.aconnectors import in_thread
+
+            await in_thread(self.upstream.replica.snapshot)
         for attempt in Attempts(self, key):
             with attempt:
                 return _new_tuple(Connected, (await connector(client, attempt), attempt.info))

@@ -195,6 +195,11 @@ class Replica:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether :meth:`snapshot` has something to give without opening the store."""
+        return self._snapshot is not EMPTY
+
     def snapshot(self) -> Snapshot:
         """What this process knows; as new as the store's version. Never raises for the store."""
         version = self.store.version(self.id)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from resty_upstream import RequestContext, RequestUpstreams, Upstream, UpstreamAPI
+from resty_upstream.stores import Changes
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
 from tests.helpers import health, hosts, open_upstream, open_workers, refused, visit, visit_in_vain
@@ -132,6 +133,28 @@ def test_a_context_that_two_threads_finish_at_once_tells_each_failure_once() -> 
             visit_in_vain(context, {"a": refused})
             list(threads.map(RequestContext.post_process, [context] * 2))
     assert failcount(upstream) == 100
+
+
+def test_the_first_asynchronous_call_opens_the_store_in_a_thread() -> None:
+    """It may take a while; the event loop goes on."""
+    looked: list[bool] = []
+
+    class Watched(MemoryStore):
+        def changes(self, *args: Any, **options: Any) -> Changes:
+            changes = super().changes(*args, **options)
+            if changes.is_all:
+                looked.append(threading.current_thread() is threading.main_thread())
+            return changes
+
+    async def nothing(host: str, port: int, timeout_s: float) -> None: ...
+
+    async def main() -> None:
+        upstream = Upstream(Watched(FakeClock()), pools=ONE)
+        for _ in range(3):
+            await upstream.aconnect(nothing)
+
+    asyncio.run(main())
+    assert set(looked) == {False}
 
 
 # ── the upstreams of a request ────────────────────────────────────────────────────────────────

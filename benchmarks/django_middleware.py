@@ -23,7 +23,7 @@ GetResponse = Callable[[HttpRequest], Any]
 
 
 @contextlib.contextmanager
-def middleware() -> Iterator[list[Group]]:
+def django_middleware() -> Iterator[list[Group]]:
     """Sync and async, used and not."""
     if not settings.configured:
         hosts = {name: {"host": "127.0.0.1"} for name in "abc"}
