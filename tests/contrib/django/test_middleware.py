@@ -23,7 +23,7 @@ from django.urls import path
 
 from resty_upstream import RequestContext, RequestUpstreams, Upstream, UpstreamNotFound
 from resty_upstream.contrib.django import UpstreamHttpRequest, UpstreamMiddleware, get_upstream
-from tests.contrib.django.project.settings import pools
+from tests.contrib.bed.upstreams import pools
 
 MIDDLEWARE = ["resty_upstream.contrib.django.UpstreamMiddleware"]
 WAIT_S = 10.0

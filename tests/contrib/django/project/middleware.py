@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.http.response import HttpResponseBase
 from django.utils.decorators import sync_and_async_middleware
 
-from tests.contrib.django.project.following import call
+from tests.contrib.django.project.visits import visit
 
 GetResponse = Callable[[HttpRequest], Any]
 
@@ -22,7 +22,7 @@ def outer(get_response: GetResponse) -> Callable[[HttpRequest], HttpResponseBase
     def after(request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         match request.GET.get("outer"):
             case "calls":
-                call(request)
+                visit(request).call()
             case "replaces":
                 return HttpResponseNotModified()
             case "raises":
@@ -44,7 +44,7 @@ def inner(get_response: GetResponse) -> Callable[[HttpRequest], HttpResponseBase
 
     def before(request: HttpRequest) -> HttpResponseBase | None:
         if "inner" in request.GET:
-            call(request)
+            visit(request).call()
         return HttpResponse("early") if request.GET.get("inner") == "answers" else None
 
     if iscoroutinefunction(get_response):

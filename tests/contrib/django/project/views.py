@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 
-from tests.contrib.django.project import journal
-from tests.contrib.django.project.following import call, follow
-
-PART = b"x" * 65_536
-PARTS = 8
-MANY_PARTS = 4000
-FILE = Path(__file__)
+from tests.contrib.bed import bodies
+from tests.contrib.django.project.visits import visit
 
 
 def unused(request: HttpRequest) -> HttpResponse:
@@ -31,161 +25,126 @@ def collect(request: HttpRequest) -> HttpResponse:
 
 
 def plain(request: HttpRequest) -> HttpResponse:
-    call(request)
-    return HttpResponse(PART * PARTS)
+    visit(request).call()
+    return HttpResponse(bodies.ONE_BODY)
 
 
 async def aplain(request: HttpRequest) -> HttpResponse:
-    call(request)
-    return HttpResponse(PART * PARTS)
+    await visit(request).acall()
+    return HttpResponse(bodies.ONE_BODY)
+
+
+async def hops(request: HttpRequest) -> HttpResponse:
+    """Calls the upstream in a thread of asgiref."""
+    await sync_to_async(visit(request).call)()
+    return HttpResponse(bodies.ONE_BODY)
+
+
+def thread(request: HttpRequest) -> HttpResponse:
+    visit(request).call_in_thread()
+    return HttpResponse(bodies.ONE_BODY)
 
 
 def raises(request: HttpRequest) -> HttpResponse:
-    call(request)
+    visit(request).call()
     raise RuntimeError("the view")
 
 
 async def araises(request: HttpRequest) -> HttpResponse:
-    call(request)
+    await visit(request).acall()
     raise RuntimeError("the view")
 
 
 def missing(request: HttpRequest) -> HttpResponse:
-    call(request)
+    visit(request).call()
     raise Http404
 
 
 def file(request: HttpRequest) -> FileResponse:
-    call(request)
-    return FileResponse(FILE.open("rb"))
+    visit(request).call()
+    return FileResponse(bodies.FILE.open("rb"))
 
 
-# ── streams: what they see of hosts, they see while they stream ───────────────────────────────
+# ── streams ───────────────────────────────────────────────────────────────────────────────────
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    def parts() -> Iterator[bytes]:
-        yield from [PART] * PARTS
-        call(request)
-        yield from [PART] * PARTS
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.stream(visit(request)))
 
 
 async def astream(request: HttpRequest) -> StreamingHttpResponse:
-    async def parts() -> AsyncIterator[bytes]:
-        for _ in range(PARTS):
-            yield PART
-        call(request)
-        for _ in range(PARTS):
-            yield PART
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.astream(visit(request)))
 
 
 def broken_stream(request: HttpRequest) -> StreamingHttpResponse:
-    def parts() -> Iterator[bytes]:
-        yield PART
-        call(request)
-        journal.write("raises", request.GET["name"])
-        raise RuntimeError("the stream")
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.broken_stream(visit(request)))
 
 
 async def abroken_stream(request: HttpRequest) -> StreamingHttpResponse:
-    async def parts() -> AsyncIterator[bytes]:
-        yield PART
-        call(request)
-        journal.write("raises", request.GET["name"])
-        raise RuntimeError("the stream")
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.abroken_stream(visit(request)))
 
 
 def long_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """More than fits into any buffer: a client that goes away is noticed."""
-
-    def parts() -> Iterator[bytes]:
-        yield PART
-        call(request)
-        yield from [PART] * MANY_PARTS
-        journal.write("streamed", request.GET["name"])
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.long_stream(visit(request)))
 
 
 async def along_stream(request: HttpRequest) -> StreamingHttpResponse:
-    async def parts() -> AsyncIterator[bytes]:
-        yield PART
-        call(request)
-        for _ in range(MANY_PARTS):
-            await asyncio.sleep(0)  # as something that waits; `send` does not once the client has gone
-            yield PART
-        journal.write("streamed", request.GET["name"])
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.along_stream(visit(request)))
 
 
 async def aheld_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Waits in the middle until the test opens a gate."""
-
-    async def parts() -> AsyncIterator[bytes]:
-        yield PART
-        call(request)
-        await journal.apass_gate(int(request.GET["gate"]))
-        yield PART
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.aheld_stream(visit(request)))
 
 
 def late_stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Calls the upstream only when the test opens a gate."""
-
-    def parts() -> Iterator[bytes]:
-        yield PART
-        journal.pass_gate(int(request.GET["gate"]))
-        call(request)
-        journal.write("goes on", request.GET["name"])
-        yield PART
-
-    return StreamingHttpResponse(parts())
+    return StreamingHttpResponse(bodies.late_stream(visit(request)))
 
 
 # ── views that the client does not wait for ───────────────────────────────────────────────────
 
 
-async def aheld(request: HttpRequest) -> HttpResponse:
-    """Has called the upstream when it waits at a gate."""
-    call(request)
-    await journal.apass_gate(int(request.GET["gate"]))
-    journal.write("answers", request.GET["name"])
+def held(request: HttpRequest) -> HttpResponse:
+    visit(request).call_and_wait()
     return HttpResponse(b"held")
 
 
-def held(request: HttpRequest) -> HttpResponse:
-    """Has called the upstream when it waits at a gate."""
-    call(request)
-    journal.pass_gate(int(request.GET["gate"]))
-    journal.write("answers", request.GET["name"])
+async def aheld(request: HttpRequest) -> HttpResponse:
+    await visit(request).acall_and_wait()
     return HttpResponse(b"held")
 
 
 def late(request: HttpRequest) -> HttpResponse:
-    """Has looked at the upstream when it waits at a gate, and calls it after that."""
-    follow(request)
-    journal.pass_gate(int(request.GET["gate"]))
-    call(request)
-    journal.write("goes on", request.GET["name"])
+    """Has looked at the upstream before the gate."""
+    visit(request).follow()
+    visit(request).wait_and_call()
     return HttpResponse(b"late")
 
 
 def latest(request: HttpRequest) -> HttpResponse:
-    """Touches the upstream for the first time after a gate."""
-    journal.pass_gate(int(request.GET["gate"]))
-    call(request)
-    journal.write("goes on", request.GET["name"])
+    """Touches the upstream for the first time after the gate."""
+    visit(request).wait_and_call()
     return HttpResponse(b"latest")
+
+
+# ── requests that go on when they are over, and requests at once ──────────────────────────────
+
+
+def thread_goes_on(request: HttpRequest) -> HttpResponse:
+    visit(request).leave_thread()
+    return HttpResponse(b"over")
+
+
+async def task_goes_on(request: HttpRequest) -> HttpResponse:
+    visit(request).leave_task()
+    return HttpResponse(b"over")
+
+
+def meets(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(visit(request).meet())
+
+
+async def ameets(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(await visit(request).ameet())
 
 
 VIEWS: list[Callable[..., Any]] = [
@@ -193,6 +152,8 @@ VIEWS: list[Callable[..., Any]] = [
     collect,
     plain,
     aplain,
+    hops,
+    thread,
     raises,
     araises,
     missing,
@@ -205,8 +166,12 @@ VIEWS: list[Callable[..., Any]] = [
     along_stream,
     aheld_stream,
     late_stream,
-    aheld,
     held,
+    aheld,
     late,
     latest,
+    thread_goes_on,
+    task_goes_on,
+    meets,
+    ameets,
 ]

@@ -6,7 +6,7 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from tests.contrib.django.project.following import tell_of_post_process
+from tests.contrib.bed.visits import tell_of_post_process
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.contrib.django.project.settings")
 tell_of_post_process()

@@ -1,4 +1,4 @@
-"""The test site in a real server, seen from outside: its journal, its gates, the store, and clients that leave."""
+"""The test sites in real servers, seen from outside: journal, gates, the store, and clients that leave."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from resty_upstream import Upstream
 from tests.e2e.processes import PATIENCE_S, Answer, Client, Process, get, python, wait_until_answers
 
 
 class Journal:
-    """Collects what the site writes, in the order in which it happened; the test may write too."""
+    """Collects what a site writes, in the order in which it happened; the test may write too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +57,7 @@ class Journal:
 
 
 class Gate:
-    """Where the site waits until the test opens; a context manager that opens at its end."""
+    """Where a site waits until the test opens; a context manager that opens at its end."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -81,20 +83,29 @@ class Gate:
             self._waiting = None
 
 
+def vanish(sock: socket.socket) -> None:
+    """Not even a proper end: the client's machine is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 class Site:
-    """A running server with the test site, whose requests each fail once at a dead host."""
+    """An application in a server, whose requests each fail once at a dead host.
+
+    :param name: ``application in server``.
+    """
 
     def __init__(
-        self, server: str, port: int, environment: dict[str, str], directory: Path, journal: Journal
+        self, name: str, port: int, environment: dict[str, str], directory: Path, journal: Journal
     ) -> None:
-        self.server = server
-        self.is_asgi = server == "uvicorn"
+        self.name = name
         self.port = port
         self.store = directory / "store" / "upstreams.db"
         self.journal = journal
         self._upstream = Upstream(f"sqlite://{self.store}")
+        application, _, server = name.partition(" in ")
         self.process = Process(
-            _COMMANDS[server](port),
+            _COMMANDS[server](port, _APPLICATIONS[application]),
             {**environment, "SITE_STORE": f"sqlite://{self.store}"},
             directory / "output",
         )
@@ -119,15 +130,20 @@ class Site:
     def client(self) -> Client:
         return Client(self.port)
 
+    def ask(self, path: str, *headers: str) -> socket.socket:
+        """A request whose answer the test reads by itself."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+        lines = [f"GET {path} HTTP/1.1", "Host: site", *headers, "", ""]
+        sock.sendall("\r\n".join(lines).encode())
+        return sock
+
     def leave(self, path: str, *, after: Callable[[], None], read: int = 0) -> None:
         """Ask for ``path``, read some of the answer, and cut the connection when ``after`` returns."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as sock:
-            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: site\r\n\r\n".encode())
+        with self.ask(path) as sock:
             while read > 0:
                 read -= len(sock.recv(read))
             after()
-            # Not even a proper end: the client's machine is gone.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            vanish(sock)
 
     def told_of(self, name: str) -> list[str]:
         """The events of a request that is over, once nothing more can come."""
@@ -136,23 +152,61 @@ class Site:
         return self.journal.of(name)
 
 
-def _gunicorn(*options: str) -> Callable[[int], list[str]]:
-    application = "tests.contrib.django.project.wsgi:application"
+# ── which there are ───────────────────────────────────────────────────────────────────────────
+
+_APPLICATIONS = {
+    "django-asgi": "tests.contrib.django.project.asgi:application",
+    "django-wsgi": "tests.contrib.django.project.wsgi:application",
+    "fastapi": "tests.contrib.fastapi.site:app",
+    "flask": "tests.contrib.flask.site:application",
+    "starlette": "tests.contrib.starlette.site:app",
+    "starlette-wrapped": "tests.contrib.starlette.site:wrapped",
+    "wsgi": "tests.contrib.wsgi.site:application",
+}
+
+
+def _gunicorn(*options: str) -> Callable[[int, str], list[str]]:
     fixed = ["--workers=1", "--no-control-socket", "--graceful-timeout=3", *options]
-    return lambda port: python("-m", "gunicorn", f"--bind=127.0.0.1:{port}", *fixed, application)
+    return lambda port, application: python("-m", "gunicorn", f"--bind=127.0.0.1:{port}", *fixed, application)
 
 
-def _uvicorn(port: int) -> list[str]:
-    application = "tests.contrib.django.project.asgi:application"
-    return python(
-        "-m", "uvicorn", f"--port={port}", "--lifespan=off", "--timeout-graceful-shutdown=3", application
-    )
+def _uvicorn(port: int, application: str) -> list[str]:
+    return python("-m", "uvicorn", f"--port={port}", "--timeout-graceful-shutdown=3", application)
 
 
-_COMMANDS: dict[str, Callable[[int], list[str]]] = {
-    "gunicorn sync": _gunicorn("--worker-class=sync"),
+def _hypercorn(port: int, application: str) -> list[str]:
+    address = f"--bind=127.0.0.1:{port}"
+    return python("-m", "hypercorn", address, "--workers=0", "--graceful-timeout=3", application)
+
+
+def _granian(*options: str) -> Callable[[int, str], list[str]]:
+    return lambda port, application: python("-m", "granian", f"--port={port}", *options, application)
+
+
+_COMMANDS: dict[str, Callable[[int, str], list[str]]] = {
+    "granian asgi": _granian("--interface=asgi"),
+    "granian wsgi": _granian("--interface=wsgi", "--blocking-threads=4"),
     "gunicorn gthread": _gunicorn("--worker-class=gthread", "--threads=4"),
+    "gunicorn sync": _gunicorn("--worker-class=sync"),
+    "hypercorn": _hypercorn,
     "uvicorn": _uvicorn,
 }
-WSGI = ["gunicorn sync", "gunicorn gthread"]
-ASGI = ["uvicorn"]
+
+
+def _each(application: str, *servers: str) -> list[str]:
+    return [f"{application} in {server}" for server in servers]
+
+
+DJANGO_WSGI = _each("django-wsgi", "gunicorn sync", "gunicorn gthread")
+DJANGO_ASGI = _each("django-asgi", "uvicorn", "hypercorn")
+WSGI = _each("wsgi", "gunicorn sync", "gunicorn gthread", "granian wsgi")
+FLASK = _each("flask", "gunicorn sync", "gunicorn gthread")
+STARLETTE = _each("starlette", "uvicorn")  # has the middleware inside of its own page for errors
+WRAPPED = _each("starlette-wrapped", "uvicorn", "hypercorn", "granian asgi")
+FASTAPI = _each("fastapi", "uvicorn", "hypercorn")
+
+
+def on(*cases: tuple[list[str], str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for each path in the sites given with it."""
+    pairs = [(site, path) for sites, path in cases for site in sites]
+    return pytest.mark.parametrize(("site", "path"), pairs, indirect=["site"])
