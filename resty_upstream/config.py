@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -151,10 +152,39 @@ def load(path: str) -> Any:
     kind = Path(path).suffix.lower()
     if kind not in (".toml", ".json"):
         raise InvalidConfig(Problem(f"{path}: the name of the file must end in .toml or .json", "structure"))
+    return parse(read_file(path), kind, path)
+
+
+def read_file(path: str) -> bytes:
+    """What a regular file holds; others might never end.
+
+    :raises InvalidConfig: naming the file.
+    """
     try:
-        data = Path(path).read_bytes()
-        return tomllib.loads(data.decode()) if kind == ".toml" else msgspec.json.decode(data)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+            problem = "it is not a regular file"
     except OSError as error:
-        raise InvalidConfig(Problem(f"{path}: {error.strerror or error}", "structure")) from None
+        problem = error.strerror or str(error)
+    except ValueError as error:  # a NUL in the path
+        problem = str(error)
+    raise InvalidConfig(Problem(f"{path}: {problem}", "structure"))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for somebody who writes
+
+
+def parse(data: bytes, kind: str, place: str) -> Any:
+    """What ``data`` says, as TOML where ``kind`` is ``.toml``, else as JSON.
+
+    :raises InvalidConfig: naming ``place``, and where in it.
+    """
+    try:
+        return tomllib.loads(data.decode()) if kind == ".toml" else msgspec.json.decode(data)
+    except RecursionError:
+        problem = "it is nested too deeply"
     except ValueError as error:
-        raise InvalidConfig(Problem(f"{path}: {error}", "structure")) from None
+        problem = str(error)
+    raise InvalidConfig(Problem(f"{place}: {problem}", "structure"))

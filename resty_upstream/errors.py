@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt
 
 ProblemKind = Literal["structure", "option", "value", "missing", "id", "method", "store", "exists"]
+
+_SECRET = re.compile(r":.*[@?].*(?=.)", re.DOTALL)
 
 
 class UpstreamError(Exception):
@@ -61,6 +64,11 @@ class Problem(str):
 
     def __getnewargs__(self) -> tuple[str, ProblemKind]:  # type: ignore[override]  # of str: the text alone
         return str(self), self.kind
+
+
+def without_secrets(shown: str) -> str:
+    """The ``repr`` of a value that is wrong, without what may be a password: ``'redis:…'``."""
+    return _SECRET.sub(":…", shown)
 
 
 class InvalidConfig(UpstreamError, ValueError):

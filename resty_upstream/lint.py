@@ -37,7 +37,10 @@ class Finding(NamedTuple):
 PROBLEMS: Final[dict[ProblemKind, tuple[str, str]]] = {
     "structure": ("E001", "Upstreams are options by name, pools and hosts are options by id."),
     "option": ("E002", "Correct the name of the option, or leave it out."),
-    "value": ("E003", "Durations are numbers, timedeltas or text with a unit, as '250ms', '2s', '1m'."),
+    "value": (
+        "E003",
+        "Numbers are as 10 or '10'; durations are numbers, timedeltas or text with a unit: '250ms', '2s', '1m'.",
+    ),
     "missing": ("E004", "Add the option."),
     "id": ("E005", "Give each pool and host an id of its own, as 'primary' or 'a'."),
     "method": ("E006", "Correct the name of the method, or register it with register_method before it is used."),
@@ -138,7 +141,7 @@ def _of_pool(pool: Pool, path: str, total_timeout_s: float, behind_proxy: bool) 
         yield Finding(
             "W001",
             f"{path}.hosts",
-            f"{path} mixes hosts with a weight and without: {_some(unweighted)} get nothing while one of "
+            f"{path} mixes hosts with a weight and without: nothing goes to {_some(unweighted)} while one of "
             f"{_some(weighted)} is available",
             "Give every host a weight, or none; 0 is for hosts that are spare or drained.",
         )

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, get_arg
 import msgspec
 from msgspec import Meta, Struct
 
-from resty_upstream.errors import InvalidConfig, Problem, StoreFormatError
+from resty_upstream.errors import InvalidConfig, Problem, StoreFormatError, without_secrets
 
 FORMAT_VERSION: Final = 1
 _YEAR_S: Final = 365 * 86_400
@@ -475,9 +475,9 @@ def _not_options(path: str, given: object) -> Problem:
 
 
 def shown_value(value: object) -> str:
-    """A short repr: what was given may be huge, or break its own ``repr``."""
+    """A short repr: what was given may be huge, hold a password, or break its own ``repr``."""
     try:
-        text = ascii(value)
+        text = without_secrets(ascii(value))
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
-from resty_upstream.errors import InvalidConfig, Problem
+from resty_upstream.errors import InvalidConfig, Problem, without_secrets
 
 T = TypeVar("T")
 
@@ -186,15 +186,15 @@ def open_store(url: str) -> Store:
 
         return MemoryStore()
     if scheme == "sqlite":
-        parts = urlsplit(url)
-        path = unquote(parts.path)
-        plain = not (parts.netloc or parts.query or parts.fragment)
-        if plain and path.startswith("/") and not path.endswith("/") and path.isprintable():
+        quoted = url.removeprefix("sqlite://")
+        path = unquote(quoted)
+        plain = quoted.startswith("/") and "?" not in quoted and "#" not in quoted
+        if plain and not path.endswith("/") and path.isprintable():
             from resty_upstream.stores.sqlite import SqliteStore
 
             return SqliteStore(path)
     what = "store must be 'memory://', 'sqlite:///absolute/path/of/a/file' or a Store object"
-    raise InvalidConfig(Problem(f"{what}, not {url!r}", "store"))
+    raise InvalidConfig(Problem(f"{what}, not {without_secrets(repr(url))}", "store"))
 
 
 def default_url(application: str) -> str:
@@ -202,6 +202,8 @@ def default_url(application: str) -> str:
 
     In ``$RUNTIME_DIRECTORY`` or ``$XDG_RUNTIME_DIR``, ``/run`` for root, else in the user's state directory;
     below it a directory named after the application, so that two applications of one user do not meet.
+
+    :raises InvalidConfig: when the user has no such place.
     """
     digest = hashlib.blake2b(application.encode(), digest_size=6).hexdigest()
     path = _runtime_directory() / f"resty_upstream-{digest}" / "upstreams.db"
@@ -217,4 +219,10 @@ def _runtime_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/run")
     state_home = os.environ.get("XDG_STATE_HOME", "")
-    return Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+    if state_home.startswith("/"):
+        return Path(state_home)
+    try:
+        return Path.home() / ".local" / "state"
+    except RuntimeError:  # $HOME is not set, and the user has no account
+        what = "store must be given, as 'sqlite:///run/myapp/upstreams.db': this user has no home directory"
+        raise InvalidConfig(Problem(what, "missing")) from None

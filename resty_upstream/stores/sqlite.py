@@ -180,7 +180,11 @@ class SqliteStore:
 
     def examine(self) -> bool:
         """See :class:`~resty_upstream.stores.Store`."""
-        if not _examine_directory(os.path.dirname(self.path)) or not self._require_own_file():
+        try:
+            is_there = _examine_directory(os.path.dirname(self.path)) and self._require_own_file()
+        except OSError as error:
+            raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
+        if not is_there:
             return False
         self._run(lambda _db: None, _READ_WAIT_S)
         return True
@@ -813,9 +817,9 @@ def _require_own_directory(directory: str) -> None:
             "give the store a directory of its own user, or run as that user (sudo -u …)"
         )
     if found.st_mode & 0o022:
-        raise StoreUnsafe(
-            f"others can write in {directory}: give the store a directory of its own (chmod 700 {directory})"
-        )
+        # Such as /tmp, which is for everybody
+        todo = f"as {directory}/myapp" if found.st_mode & stat.S_ISVTX else f"chmod 700 {directory}"
+        raise StoreUnsafe(f"others can write in {directory}: give the store a directory of its own ({todo})")
 
 
 def _require_safe_ancestors(path: str, directory: str) -> None:

@@ -34,7 +34,7 @@ def test_pools_that_are_as_they_should_be_give_no_findings() -> None:
 
 
 WRONG: list[tuple[str, str, str, dict[str, Any]]] = [
-    ("W001", "pools.p.hosts", "b get nothing while one of a is", {"hosts": hosts("a", weight=1) | hosts("b")}),
+    ("W001", "pools.p.hosts", "nothing goes to b while one of a is", {"hosts": hosts("a", weight=1) | hosts("b")}),
     ("W002", "pools.p.hosts.a", "the only host", {"hosts": hosts("a")}),
     ("W003", "pools.p.timeout", "20 s.*15 s", {"timeout": "20s", "hosts": hosts("a", "b")}),
     ("W005", "pools.p.hosts.b", "a, b have the same", {"hosts": {h: {"host": "x.test"} for h in "ab"}}),

@@ -25,23 +25,45 @@ _lock = threading.RLock()
 def get_upstream(alias: str = "default") -> Upstream:
     """The upstream that ``UPSTREAMS[alias]`` describes, for code outside a request; one object per process.
 
+    ::
+
+        @shared_task  # of Celery; a command or a script does the same
+        def refresh() -> None:
+            with get_upstream("cache").context() as upstream:
+                sock, info = upstream.connect()
+
     :raises UpstreamNotFound: when the setting has no such upstream.
     :raises InvalidConfig: naming every problem, by its path in the setting.
     """
     upstream = _upstreams.get(alias)
     if upstream is None:
         with _lock:
-            upstream = _upstreams.get(alias) or _make(alias)
+            upstream = _upstreams.get(alias) or _with_signals(make(alias, _stores))
             _upstreams[alias] = upstream
     return upstream
 
 
+def _with_signals(upstream: Upstream) -> Upstream:
+    from resty_upstream.contrib.django.signals import send
+
+    upstream.bind("host_up", send)
+    upstream.bind("host_down", send)
+    return upstream
+
+
 def aliases() -> list[str]:
-    """The names in ``UPSTREAMS``."""
-    return list(_setting())
+    """The names in ``UPSTREAMS``.
+
+    :raises InvalidConfig: when it is not a dict.
+    """
+    return list(upstreams_setting())
 
 
-def _setting() -> Mapping[str, Any]:
+def upstreams_setting() -> Mapping[str, Any]:
+    """``UPSTREAMS`` as it is now; empty where it is missing.
+
+    :raises InvalidConfig: when it is not a dict.
+    """
     value = getattr(settings, "UPSTREAMS", {})
     if not isinstance(value, Mapping):
         what = f"UPSTREAMS must be a dict by name, not {type(value).__name__}"
@@ -49,13 +71,21 @@ def _setting() -> Mapping[str, Any]:
     return value
 
 
-def _make(alias: str) -> Upstream:
-    setting = _setting()
+def make(alias: object, stores: dict[str, Store]) -> Upstream:
+    """A new upstream, as ``UPSTREAMS[alias]`` describes it.
+
+    :param stores: stores by URL, to be shared with other upstreams; a new one is added.
+    :raises UpstreamNotFound: when the setting has no such upstream.
+    :raises InvalidConfig: naming every problem, by its path in the setting.
+    """
+    setting: Mapping[Any, Any] = upstreams_setting()
     if alias not in setting:
         known = ", ".join(map(repr, setting)) or "nothing"
         raise UpstreamNotFound(f"there is no upstream {alias!r}: the setting UPSTREAMS has {known}")
     given = setting[alias]
     path = f"UPSTREAMS[{alias!r}]"
+    if not isinstance(alias, str):
+        raise InvalidConfig(Problem(f"{path}: the name must be text, not {type(alias).__name__}", "id"))
     if not isinstance(given, Mapping):
         what = f"{path} must be a dict of {', '.join(_OPTIONS)}, not {type(given).__name__}"
         raise InvalidConfig(Problem(what, "structure"))
@@ -67,7 +97,7 @@ def _make(alias: str) -> Upstream:
                     raise InvalidConfig(Problem.unknown_option(f"{path}[{name!r}]", name, _OPTIONS))
         with problems.noted():
             try:
-                upstream = make_upstream(alias, options, _stores, _application())
+                upstream = make_upstream(alias, options, stores, _application())
             except InvalidConfig as error:
                 raise type(error)([_in_setting(path, problem) for problem in error.problems]) from None
     return upstream

@@ -41,7 +41,16 @@ class _DjangoUpstreams(RequestUpstreams):
 
 
 class UpstreamHttpRequest(HttpRequest):
-    """The type of a request behind :class:`UpstreamMiddleware`, for annotations of views."""
+    """The type of a request behind :class:`UpstreamMiddleware`, for annotations of views.
+
+    ::
+
+        def users(request: UpstreamHttpRequest) -> HttpResponse: ...
+
+
+        class Users(TemplateView):
+            request: UpstreamHttpRequest  # and then self.request.upstream
+    """
 
     upstream: RequestContext
     """The upstream named ``default``."""
@@ -152,7 +161,8 @@ class _FromMiddleware:
         upstreams = getattr(request, "__dict__", {}).get("upstreams")
         if upstreams is None:
             raise AttributeError(
-                f"request.{self._name} needs 'resty_upstream.contrib.django.UpstreamMiddleware' in MIDDLEWARE"
+                f"request.{self._name} needs 'resty_upstream.contrib.django.UpstreamMiddleware' in MIDDLEWARE, "
+                "above all middleware that uses it"
             )
         context: RequestContext = upstreams["default"]
         return context

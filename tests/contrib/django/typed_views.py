@@ -12,14 +12,21 @@ import ssl
 from http.client import HTTPConnection, HTTPSConnection
 from typing import assert_type
 
+from django.dispatch import Signal, receiver
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods
+from django.views.generic import TemplateView
 
 from resty_upstream import (
     Attempt,
     Attempts,
     Connected,
     Host,
+    HostEvent,
     Info,
     Pool,
     RequestContext,
@@ -27,6 +34,7 @@ from resty_upstream import (
     Upstream,
 )
 from resty_upstream.contrib.django import UpstreamHttpRequest, get_upstream
+from resty_upstream.contrib.django.signals import host_down, host_up
 
 CONTEXT = ssl.create_default_context()
 
@@ -98,6 +106,43 @@ async def asynchronous(request: UpstreamHttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+@require_GET
+@never_cache
+def decorated(request: UpstreamHttpRequest, number: int) -> HttpResponse:
+    assert_type(request.upstream, RequestContext)
+    return HttpResponse(str(number))
+
+
+@require_http_methods(["GET", "HEAD"])
+async def decorated_and_asynchronous(request: UpstreamHttpRequest) -> HttpResponse:
+    assert_type(request.upstream, RequestContext)
+    return HttpResponse()
+
+
+class ClassBased(View):
+    request: UpstreamHttpRequest
+
+    def get(self, request: UpstreamHttpRequest) -> HttpResponse:
+        assert_type(request.upstream, RequestContext)
+        assert_type(self.request.upstreams["other"], RequestContext)
+        return HttpResponse()
+
+
+class ClassBasedAndAsynchronous(View):
+    async def get(self, request: UpstreamHttpRequest) -> HttpResponse:
+        assert_type((await request.upstream.aconnect(exchange)).client, bytes)
+        return HttpResponse()
+
+
+@method_decorator(never_cache, name="dispatch")
+class Generic(TemplateView):
+    request: UpstreamHttpRequest
+
+    def get_context_data(self, **kwargs: object) -> dict[str, object]:
+        assert_type(self.request.upstream, RequestContext)
+        return {**super().get_context_data(**kwargs), "host": self.request.upstream.connect().info.host.id}
+
+
 def outside_a_request() -> None:
     upstream = get_upstream()
     assert_type(upstream, Upstream)
@@ -108,7 +153,28 @@ def outside_a_request() -> None:
         assert_type(context, RequestContext)
 
 
-urlpatterns = [path("", view), path("async", asynchronous)]
+@receiver([host_up, host_down])
+def hears(sender: type[Upstream], event: HostEvent, **kwargs: object) -> None:
+    assert_type(event.host, Host)
+    assert_type(event.upstream, str)
+
+
+async def hears_asynchronously(event: HostEvent, **kwargs: object) -> None:
+    assert_type(event.pool, Pool)
+
+
+assert_type(host_down, Signal)
+host_down.connect(hears_asynchronously, sender=Upstream)
+
+urlpatterns = [
+    path("", view),
+    path("async", asynchronous),
+    path("decorated/<int:number>", decorated),
+    path("decorated/async", decorated_and_asynchronous),
+    path("class", ClassBased.as_view()),
+    path("class/async", ClassBasedAndAsynchronous.as_view()),
+    path("generic", Generic.as_view(template_name="hosts.html")),
+]
 
 
 def wrong(request: UpstreamHttpRequest, plain: HttpRequest) -> None:

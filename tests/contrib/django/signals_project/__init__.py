@@ -1,0 +1,1 @@
+"""A Django site that tells a journal of the signals that it receives."""
