@@ -15,19 +15,22 @@ key = $(shell { $(PYTHON) -I -VV; pwd; cat $(1); } 2>/dev/null | cksum | cut -d 
 DEV_STAMP := $(DEV)/installed-$(call key,requirements/dev.txt)
 DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 
+# The shells whose completion is tested; the packages of Debian and Ubuntu are named like the commands.
+SHELLS := bash fish zsh
+
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
 
 # What a caller's shell may hold for other projects and would change what runs here
 unexport DJANGO_SETTINGS_MODULE PYTEST_ADDOPTS PYTEST_PLUGINS PYTHONHOME PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH
 unexport PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV MYPYPATH PIP_PREFIX PIP_TARGET PIP_USER
 
-.PHONY: help test lint format bench demo lock clean python
+.PHONY: help test lint format bench demo lock clean python shells
 .DEFAULT_GOAL := help
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-test: lint ## Check style and types, then run the tests; T="tests/unit -k foo" chooses, PYTHON=python3.13 is the interpreter
+test: lint shells ## Check style and types, then run the tests; T="tests/unit -k foo" chooses, PYTHON=python3.13 is the interpreter
 	$(DEV)/bin/python -m pytest $(T)
 
 lint: $(DEV)/project ## Check style and types
@@ -74,17 +77,28 @@ $(DEMO_STAMP): | python
 	@for packages in $(DEMO)/lib/python*/site-packages; do pwd > "$$packages/resty_upstream.pth"; done
 	@touch $@
 
+shells:
+	@missing=$$(for name in $(SHELLS); do command -v $$name >/dev/null || echo $$name; done); \
+	test -z "$$missing" || { \
+	    $(call apt_install,$$missing); \
+	    for name in $$missing; do command -v $$name >/dev/null || { \
+	        echo "The tests need $$name: install it, on Debian and Ubuntu with: apt-get install" $$missing; exit 1; }; \
+	    done; } >&2
+
 # Debian and Ubuntu keep the venv module in a package of its own.
 python:
 	@test -n '$(VERSION)' || { \
 	    echo 'Python 3.11 or newer is needed, but $(PYTHON) is:' "$$($(PYTHON) --version 2>&1)"; \
 	    echo 'Name another interpreter: make test PYTHON=python3.13'; exit 1; } >&2
 	@$(PYTHON) -I -c 'import ensurepip, venv' 2>/dev/null || { \
-	    echo '$(PYTHON) has no venv module.'; \
-	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        echo 'Installing python$(VERSION)-venv.'; \
-	        export DEBIAN_FRONTEND=noninteractive; \
-	        apt-get update -qq && apt-get install -qq -y python$(VERSION)-venv; \
-	    fi; \
+	    $(call apt_install,python$(VERSION)-venv); \
 	    $(PYTHON) -I -c 'import ensurepip, venv' 2>/dev/null || { \
-	        echo 'Install it, on Debian and Ubuntu with: apt-get install python$(VERSION)-venv'; exit 1; }; } >&2
+	        echo '$(PYTHON) has no venv module. Install it,' \
+	            'on Debian and Ubuntu with: apt-get install python$(VERSION)-venv'; exit 1; }; } >&2
+
+# Install packages of the system, where that can be done without asking.
+apt_install = if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo 'Installing' $(1); \
+	    DEBIAN_FRONTEND=noninteractive apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; \
+	fi

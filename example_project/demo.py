@@ -1,10 +1,6 @@
 """The whole example in one command: three back ends, the site in two workers, and what happens to them.
 
-    python -m example_project.demo                    run it; Ctrl-C ends everything it started
-    python -m example_project.demo down primary a     take a host out by hand
-    python -m example_project.demo up primary a       and bring it back
-
-`down` and `up` change the store that `EXAMPLE_STORE` or `--store` names; the demo prints which it uses.
+It prints what to try in a second terminal; Ctrl-C ends everything that it started.
 """
 
 from __future__ import annotations
@@ -22,11 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from resty_upstream import Upstream, UpstreamAPI, UpstreamError
+from resty_upstream import Upstream
+from resty_upstream.cli import Watcher
 
 from .site import settings
 
@@ -35,8 +31,6 @@ NAMES = ("a", "b", "c")
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 6.0
 POLL_S = 0.2
-
-Pools = dict[str, dict[str, Any]]
 
 
 class StartFailed(Exception):
@@ -68,8 +62,7 @@ class Child:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                # A shell may hold the settings of another project.
-                env={**os.environ, **environment, "DJANGO_SETTINGS_MODULE": settings.__name__},
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -122,6 +115,7 @@ class Demo:
     def environment(self) -> dict[str, str]:
         """What a command needs to mean the same pools as the site."""
         return {
+            "DJANGO_SETTINGS_MODULE": settings.__name__,  # a shell may hold those of another project
             "EXAMPLE_STORE": self.store,
             "EXAMPLE_BACKEND_PORTS": ",".join(str(self.ports[name]) for name in NAMES),
         }
@@ -152,17 +146,15 @@ class Demo:
     def follow(self, stop: StopRequest) -> None:
         """Print a line for each change, by whichever process, until stopped."""
         running = list(self.children)
-        upstream = Upstream(self.store)
-        pools: Pools = upstream.get_pools()
+        watcher = Watcher(Upstream(self.store))
+        watcher.look()
         while not stop.made:
             time.sleep(POLL_S)
             for child in [child for child in running if child.ended()]:
                 running.remove(child)
                 say(f"{child.title} (pid {child.pid}) has ended: {child.ended()}")
-            now = upstream.get_pools()
-            for line in differences(pools, now):
-                say(line)
-            pools = now
+            for event in watcher.look():
+                say(str(event))
 
 
 def backend_command(name: str, port: int) -> list[str]:
@@ -213,54 +205,13 @@ def listener(port: int) -> socket.socket:
     raise StartFailed("no free port on 127.0.0.1")
 
 
-def differences(old: Pools, new: Pools) -> Iterator[str]:
-    """What changed between two results of `get_pools`, a sentence for each change."""
-    for pool_id in old.keys() - new.keys():
-        yield f"pool {pool_id} was removed"
-    for pool_id, pool in new.items():
-        if pool_id not in old:
-            yield f"pool {pool_id} was added"
-            continue
-        before = old[pool_id]
-        yield from option_changes(f"pool {pool_id}", before, pool, ignored={"hosts"})
-        for host_id in before["hosts"].keys() - pool["hosts"].keys():
-            yield f"host {pool_id}/{host_id} was removed"
-        for host_id, host in pool["hosts"].items():
-            title = f"host {pool_id}/{host_id}"
-            if host_id not in before["hosts"]:
-                yield f"{title} was added"
-                continue
-            yield from health_changes(title, before["hosts"][host_id], host)
-            yield from option_changes(
-                title, before["hosts"][host_id], host, ignored={"up", "failcount", "lastfail"}
-            )
-
-
-def health_changes(title: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    if new["up"] != old["up"]:
-        if new["up"]:
-            yield f"{title} is UP"
-        elif new["lastfail"]:
-            yield f"{title} is DOWN after {new['failcount']} failures"
-        else:
-            yield f"{title} is DOWN, taken down by hand"
-    elif new["up"] and new["failcount"] > old["failcount"]:
-        yield f"{title} has failed {new['failcount']} in a row"
-
-
-def option_changes(title: str, old: dict[str, Any], new: dict[str, Any], ignored: set[str]) -> Iterator[str]:
-    for name in sorted((old.keys() | new.keys()) - ignored):
-        if old.get(name) != new.get(name):
-            yield f"{title}: {name} was {old.get(name)}, is {new.get(name)}"
-
-
 def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}")
 
 
 def instructions(demo: Demo) -> str:
     address = f"http://127.0.0.1:{demo.site_port}"
-    python = shlex.quote(sys.executable)
+    upstream = f"{shlex.quote(sys.executable)} example_project/manage.py upstream"
     pid_a = demo.children[0].pid
     again = shlex.join(backend_command("a", demo.ports["a"]))
     exports = "\n".join(f"     export {name}={shlex.quote(value)}" for name, value in demo.environment.items())
@@ -295,10 +246,14 @@ In a second terminal:
      kill -CONT $!
 
   7. Take host b out by hand. It stays out until you bring it back:
-     {python} -m example_project.demo down primary b
-     {python} -m example_project.demo up primary b
+     {upstream} down-host primary b
+     {upstream} up-host primary b
 
   8. Take both a and b out: pool dr answers. All three: a 504 that says so.
+
+  9. See the pools and hosts as all workers do, once or all the time:
+     {upstream} list
+     {upstream} watch
 
 Ctrl-C here ends what this command started; what you started in step 5 is yours: kill $!
 
@@ -335,19 +290,6 @@ def run(store: str | None, site_port: int) -> int:
     return 0
 
 
-def change_host(store: str | None, action: str, pool_id: str, host_id: str) -> int:
-    """Take a host down or up by hand, for every worker that uses the store."""
-    store = store or settings.UPSTREAMS["default"]["STORE"]
-    api = UpstreamAPI(Upstream(store))
-    try:
-        (api.down_host if action == "down" else api.up_host)(pool_id, host_id)
-    except UpstreamError as exc:
-        print(f"{exc}. The store is {store}: export EXAMPLE_STORE as the demo printed it.", file=sys.stderr)
-        return 1
-    print(f"host {pool_id}/{host_id} is {action}")
-    return 0
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m example_project.demo",
@@ -356,14 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--store", help="a store of your own; without it the demo uses a temporary one")
     parser.add_argument("--port", type=int, default=8000, help="where the site listens, if it is free")
-    actions = parser.add_subparsers(dest="action", metavar="down|up")
-    for action in ("down", "up"):
-        command = actions.add_parser(action, help=f"take a host {action} by hand")
-        command.add_argument("pool")
-        command.add_argument("host")
     options = parser.parse_args(argv)
-    if options.action:
-        return change_host(options.store, options.action, options.pool, options.host)
     # Line by line also into a pipe or a file: what happens is of interest when it happens.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)

@@ -15,9 +15,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+import click
 from flask import current_app, has_request_context, request
 from werkzeug.local import LocalProxy
 
@@ -61,9 +63,61 @@ class Upstreams:
             raise InvalidConfig(Problem(what, "missing"))
         if isinstance(given, str | os.PathLike):
             given = os.path.join(app.root_path, given)
-        upstreams = UpstreamsByName(given, application=f"{app.import_name} {app.root_path}")
+        try:
+            upstreams = UpstreamsByName(given, application=f"{app.import_name} {app.root_path}")
+        except InvalidConfig as error:
+            if click.get_current_context(silent=True):
+                raise _WrongInCommand(error) from error  # a command says it without a traceback
+            raise
+        app.cli.add_command(_UpstreamCommand(app.cli, upstreams))
         app.extensions[_EXTENSION] = upstreams
         app.wsgi_app = UpstreamMiddleware(app.wsgi_app, upstreams)  # type: ignore[method-assign]  # Flask's own way
+
+
+_COMMAND = "upstream"
+_PROG = f"flask {_COMMAND}"
+_ABOUT = "The upstreams are those that the app is configured with."
+
+
+class _UpstreamCommand(click.Command):
+    """``flask upstream``: the arguments are for the parser of :mod:`resty_upstream.cli`, as they are."""
+
+    def __init__(self, group: click.Command, upstreams: UpstreamsByName) -> None:
+        super().__init__(_COMMAND, add_help_option=False, short_help="Look at pools and hosts, and change them.")
+        self._group = group
+        self._upstreams = upstreams
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.args = args
+        return args
+
+    def invoke(self, ctx: click.Context) -> NoReturn:
+        # Called by the app's own group, in a test, this is the process that uses the upstreams.
+        in_process = ctx.find_root().command is self._group
+        ctx.exit(_run(ctx.args, self._upstreams, owns_memory=in_process))
+
+
+class _WrongInCommand(click.ClickException):
+    """A wrong configuration, as ``flask upstream`` shows it; as the verb ``check`` does, for any other command."""
+
+    def __init__(self, error: InvalidConfig) -> None:
+        super().__init__(str(error))
+        self._error = error
+
+    def show(self, file: IO[Any] | None = None) -> None:  # noqa: ARG002 - as click calls it
+        given = sys.argv[sys.argv.index(_COMMAND) + 1 :] if _COMMAND in sys.argv else ["check"]
+        self.exit_code = _run(given, self._error)  # type: ignore[misc]  # where click looks for it, of this error
+
+
+def _run(given: list[str], upstreams: UpstreamsByName | InvalidConfig, *, owns_memory: bool = False) -> int:
+    from resty_upstream.cli import build_parser, run
+
+    def find(_options: object) -> UpstreamsByName:
+        if isinstance(upstreams, InvalidConfig):
+            raise upstreams
+        return upstreams
+
+    return run(build_parser(_PROG, about=_ABOUT), given, find, owns_memory=owns_memory)
 
 
 def _upstreams() -> RequestUpstreams | UpstreamsByName:

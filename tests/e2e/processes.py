@@ -65,13 +65,15 @@ class Ports:
 class Process:
     """A child with a process group of its own, its output in a file; a context manager that ends it."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], output: Path, cwd: Path = ROOT
+    ) -> None:
         self.output = output
         inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         with output.open("ab") as sink:
             self._process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=cwd,
                 env={**inherited, "PYTHONPATH": str(ROOT), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

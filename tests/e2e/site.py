@@ -92,7 +92,7 @@ class Site:
         self.upstream = Upstream(self.store)
         self.api = UpstreamAPI(self.upstream)
         self._options = options
-        self._environment = {
+        self.environment = {
             "DJANGO_SETTINGS_MODULE": "tests.e2e.settings",
             "EXAMPLE_STORE": self.store,
             "EXAMPLE_BACKEND_PORTS": ",".join(str(backend.port) for backend in self.backends.values()),
@@ -111,7 +111,7 @@ class Site:
                 "-m", "gunicorn", "-c", GUNICORN_CONF, f"--workers={self.workers}", "--keep-alive=60"
             )
             self.process = Process(
-                [*gunicorn, f"--bind=127.0.0.1:{self.port}", *self._options], self._environment, self._output
+                [*gunicorn, f"--bind=127.0.0.1:{self.port}", *self._options], self.environment, self._output
             )
             wait_until_answers(self.process, self.port, "/raw")
             wait_until(lambda: len(self.pids()) == self.workers, "all workers run")

@@ -149,7 +149,7 @@ def _ask_whatever_comes(client: Client) -> None:
 def change_host(site: Site, action: str, name: str) -> None:
     """``down`` or ``up`` in a process of its own, as an operator would."""
     pool = "dr" if name == "c" else "primary"
-    command = python("-m", "example_project.demo", "--store", site.store, action, pool, name)
+    command = python("-m", "resty_upstream", "--store", site.store, f"{action}-host", pool, name)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
 
 

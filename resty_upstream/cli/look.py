@@ -1,0 +1,138 @@
+"""An upstream as its store has it, looked at without creating or changing anything.
+
+A request, and a change, would first bring what is declared in this process into the store; and a process that
+remembers a store that was lost would write it back. Who only looks must do neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from random import Random
+from typing import Any, NamedTuple
+
+from resty_upstream.errors import StoreFormatError
+from resty_upstream.methods import Key
+from resty_upstream.model import Config, Host, Pool, Pools, decode_config, record_key
+from resty_upstream.selection import Explanation, Snapshot, build, explain
+from resty_upstream.state import HostState, decode_state, rebooted
+from resty_upstream.stores import Document
+from resty_upstream.upstream import Upstream
+
+
+class Stored(NamedTuple):
+    """What a store holds of one upstream."""
+
+    snapshot: Snapshot
+    declared: Pools
+    """What was declared last."""
+    identity: str
+    """The same as long as nobody begins the configuration anew."""
+
+
+class Look(NamedTuple):
+    """An upstream at one moment."""
+
+    pools: Pools
+    """In the order in which they are kept."""
+    explanation: Explanation
+    """The pools in the order in which they are tried, and all hosts."""
+    declared: Pools
+    now: float
+    """The moment, on the store's clock."""
+    identity: str
+    """See :class:`Stored`."""
+
+    def states(self) -> dict[str, HostState]:
+        """The states of all hosts, by :func:`~resty_upstream.model.record_key`."""
+        return {
+            record_key(pool.pool.id, host.host.id): host.state
+            for pool in self.explanation.pools
+            for host in pool.hosts
+        }
+
+    def declared_pool(self, pool_id: str) -> Pool | None:
+        """The pool as it was declared; None where it was not."""
+        return next((pool for pool in self.declared if pool.id == pool_id), None)
+
+
+def look(upstream: Upstream, key: Key | None = None) -> Look:
+    """An upstream as it is now; as it is declared, where nothing is stored yet.
+
+    :param key: what methods hash.
+    :raises StoreError: when the store cannot be used.
+    """
+    stored = read(upstream) if upstream.store.examine() else None
+    return look_at(upstream, stored or _only_declared(upstream), key)
+
+
+def look_at(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
+    """What :func:`read` found, at this moment."""
+    now = upstream.store.now()
+    explanation = explain(stored.snapshot, key, now, excluded=set(), last_resort=upstream.last_resort)
+    return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity)
+
+
+def read(upstream: Upstream) -> Stored | None:
+    """What the store holds of an upstream; None when that is nothing.
+
+    :raises StoreError: when the store cannot be used, or what it holds not be read.
+    """
+    document = upstream.store.read(upstream.id)
+    if not document.config:
+        return None
+    config = decode_config(document.config)
+    if config is None:
+        raise StoreFormatError(f"the stored configuration of upstream {upstream.id} is damaged")
+    states = _states(document, config, upstream.store.clock_id)
+    return Stored(_snapshot(config.pools, states, config.secret), config.declared, config.secret)
+
+
+def _only_declared(upstream: Upstream) -> Stored:
+    declared = upstream.replica.declared or ()
+    return Stored(_snapshot(declared, {}, ""), declared, "")
+
+
+def _snapshot(pools: Pools, states: Mapping[str, HostState], secret: str) -> Snapshot:
+    return build(pools, states, random=Random(0), secret=bytes.fromhex(secret))
+
+
+def _states(document: Document, config: Config, clock_id: str) -> dict[str, HostState]:
+    states = {key: _state(data) for key, data in document.records.items()}
+    if config.clock == clock_id:
+        return states
+    return {key: rebooted(state) for key, state in states.items()}
+
+
+def _state(data: bytes) -> HostState:
+    try:
+        return decode_state(data)
+    except StoreFormatError:
+        return HostState()  # as requests take it
+
+
+class Changed(NamedTuple):
+    """An option that is not what it was."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+def changes(before: Pool | Host, after: Pool | Host) -> Iterator[Changed]:
+    """The options of a pool, or of a host, that are not the same."""
+    for name in before.__struct_fields__:
+        was, became = getattr(before, name), getattr(after, name)
+        if name != "hosts" and was != became:
+            yield Changed(name, plain(was), plain(became))
+
+
+def plain(value: Any) -> Any:
+    """A number as people write it: 250 for 250.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def address_of(host: Host) -> str:
+    """Where a host is: ``127.0.0.1:8001``, ``[::1]:8001``, ``unix:/run/app.sock``."""
+    if host.unix_path is not None:
+        return host.host
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"

@@ -1,0 +1,393 @@
+"""The verbs that show: ``list``, ``show`` and ``explain``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from resty_upstream.cli import arguments
+from resty_upstream.cli.call import Call, CommandFailed, Verb, option
+from resty_upstream.cli.look import Look, address_of, changes, look, plain
+from resty_upstream.cli.screen import BOLD, DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
+from resty_upstream.cli.text import counted, duration, listed, shown
+from resty_upstream.model import Host, Pool
+from resty_upstream.selection import HostReason, PoolReason
+from resty_upstream.state import HostState, Status
+
+JSON = option("--json", action="store_true", help="print JSON")
+
+_UNITS: Final = {"timeout": " ms", "failed_timeout": " s", "failed_timeout_max": " s"}
+
+
+# ── list ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def list_pools(call: Call) -> None:
+    """All pools and hosts."""
+    seen = look(call.upstream)
+    if call.options.json:
+        call.screen.line(dumped({"upstream": call.upstream.id, **_look_as_json(seen)}))
+    else:
+        call.screen.lines(list_lines(call.screen, call.upstream.id, seen))
+
+
+def list_lines(screen: Screen, name: str, seen: Look, *, only_notable: bool = False) -> list[str]:
+    """What ``list`` prints.
+
+    :param only_notable: whether hosts are left out that are up and no more.
+    """
+    lines = screen.paragraph(f"upstream {shown(name)}: {shown(seen.explanation.summary)}", style=BOLD)
+    for pool in seen.explanation.pools:
+        hosts = [host for host in pool.hosts if not (only_notable and _is_plainly_up(host))]
+        left_out = len(pool.hosts) - len(hosts)
+        lines += ["", *pool_lines(screen, seen, pool, hosts)]
+        lines += [f"  … {counted(left_out, 'host')} more, up"] * (left_out > 0)
+    return lines
+
+
+_HOST_COLUMNS: Final = (
+    Column("host", may_shrink=True),
+    Column("address", may_shrink=True),
+    Column("weight", right=True),
+    Column("share", right=True),
+    Column("state"),
+)
+
+
+def _is_plainly_up(host: HostReason) -> bool:
+    return host.share > 0 and not host.state.failcount
+
+
+def pool_lines(screen: Screen, seen: Look, pool: PoolReason, hosts: Sequence[HostReason]) -> list[str]:
+    """A pool's heading, and a table of these hosts."""
+    return [*heading(screen, pool), *host_lines(screen, seen, pool, hosts)]
+
+
+def heading(screen: Screen, pool: PoolReason) -> list[str]:
+    """What a pool is, in a line."""
+    up = sum(host.up for host in pool.hosts)
+    hosts = f"{up} of {counted(len(pool.hosts), 'host')} up" if pool.hosts else "no hosts"
+    what = f"priority {pool.pool.priority}, {shown(pool.pool.method)}, {hosts}, {_standing(pool)}"
+    return screen.paragraph(f"pool {shown(pool.pool.id)}: {what}", rest="  ", style=BOLD if pool.used else "")
+
+
+def _standing(pool: PoolReason) -> str:
+    """Whether a pool is used, in a few words."""
+    if pool.used:
+        return "used"
+    if not pool.pool.up:
+        return "down"
+    return "in reserve" if any(host.up for host in pool.hosts) else "not used"
+
+
+def host_lines(screen: Screen, seen: Look, pool: PoolReason, hosts: Sequence[HostReason]) -> list[str]:
+    """A table of hosts; nothing where there are none."""
+    declared = seen.declared_pool(pool.pool.id)
+    weights = {host.id: host.weight for host in declared.hosts} if declared else {}
+    rows = [
+        [
+            Cell(shown(host.host.id)),
+            Cell(shown(address_of(host.host))),
+            Cell(str(host.host.weight)),
+            Cell(_share(host.share)),
+            state_cell(host, pool.pool, seen.now, drained=weights.get(host.host.id, 0) > 0),
+        ]
+        for host in hosts
+    ]
+    return table(screen, _HOST_COLUMNS, rows) if rows else []
+
+
+def _share(share: float) -> str:
+    return "-" if not share else f"{share:.0%}" if share >= 0.005 else "<1%"
+
+
+def state_cell(host: HostReason, pool: Pool, now: float, *, drained: bool) -> Cell:
+    """What a host's record says, for people.
+
+    :param drained: whether a weight of 0 was set at run time.
+    """
+    state = host.state
+    if state.status is Status.MANUAL:
+        return Cell("down by hand", YELLOW)
+    if state.failed:
+        return Cell(f"failed {_ago(state, now)}{_why(state)}, {_next_probe(state, now)}", RED)
+    if state.failcount:
+        of_all = f"{state.failcount} of {counted(pool.max_fails, 'failure')}"
+        return Cell(f"up, {of_all if pool.max_fails else counted(state.failcount, 'failure')}", GREEN)
+    if not host.share:
+        return Cell("drained" if drained else "spare", DIM)
+    return Cell("up", GREEN)
+
+
+def _ago(state: HostState, now: float) -> str:
+    return f"{duration(now - state.failed_at)} ago"
+
+
+def _why(state: HostState) -> str:
+    return f" ({shown(state.reason)})" if state.reason else ""
+
+
+def _next_probe(state: HostState, now: float) -> str:
+    if state.due(now):
+        return "probed by the next request"
+    if state.status is Status.PROBING:
+        return "being probed"
+    return f"probed in {duration(math.ceil(state.due_at - now))}"
+
+
+# ── show ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Origin(NamedTuple):
+    """Where the value of an option comes from."""
+
+    name: str
+    value: Any
+    origin: str
+    """``default``, ``declared`` or ``run time``."""
+    declared: Any
+    """What the declaration says; None where there is none."""
+
+    def __str__(self) -> str:
+        if self.origin != "run time":
+            return self.origin
+        return "set at run time" + (f", declared as {_text(self.declared)}" if self.declared is not None else "")
+
+
+_DEFAULT: Final = Pool(id="default")
+
+
+def show_pool(call: Call) -> None:
+    """One pool, with all its options."""
+    seen = look(call.upstream)
+    pool = find_pool(seen, call.options.pool)
+    if call.options.json:
+        call.screen.line(dumped(_shown_as_json(call.upstream.id, seen, pool)))
+        return
+    call.screen.lines(heading(call.screen, pool))
+    call.screen.line()
+    call.screen.lines(_option_lines(call.screen, seen, pool.pool))
+    if pool.hosts:
+        call.screen.lines(["", *host_lines(call.screen, seen, pool, pool.hosts)])
+    for number, sentence in enumerate(_host_origins(seen, pool.pool)):
+        call.screen.lines([""] * (not number) + call.screen.paragraph(shown(sentence), "  ", "    "))
+
+
+def find_pool(seen: Look, pool_id: str) -> PoolReason:
+    """The pool of that id.
+
+    :raises CommandFailed: naming those that there are.
+    """
+    for pool in seen.explanation.pools:
+        if pool.pool.id == pool_id:
+            return pool
+    raise CommandFailed(f"there is no pool {pool_id!r}; pools: {listed(pool.id for pool in seen.pools)}")
+
+
+_OPTION_COLUMNS: Final = (Column("option"), Column("value", may_shrink=True), Column("origin"))
+
+
+def _option_lines(screen: Screen, seen: Look, pool: Pool) -> list[str]:
+    rows = [
+        [
+            Cell(each.name),
+            Cell(_text(each.value) + _UNITS.get(each.name, "")),
+            Cell(str(each), YELLOW if each.origin == "run time" else DIM),
+        ]
+        for each in _origins(pool, seen.declared_pool(pool.id))
+    ]
+    return table(screen, _OPTION_COLUMNS, rows)
+
+
+def _origins(pool: Pool, declared: Pool | None) -> Iterator[_Origin]:
+    """Each option of a pool, and where its value comes from."""
+    for name in pool.__struct_fields__:
+        if name not in {"id", "hosts"}:
+            was = None if declared is None else plain(getattr(declared, name))
+            yield _origin(name, plain(getattr(pool, name)), was, getattr(_DEFAULT, name))
+
+
+def _origin(name: str, value: Any, declared: Any, default: Any) -> _Origin:
+    if value == declared or (declared is None and value == default):
+        return _Origin(name, value, "default" if value == default else "declared", declared)
+    return _Origin(name, value, "run time", declared)
+
+
+def _host_origins(seen: Look, pool: Pool) -> Iterator[str]:
+    """What of the hosts is not as it was declared."""
+    declared = seen.declared_pool(pool.id)
+    if declared is None:
+        yield "The pool was created at run time."
+        return
+    before_by_id = {host.id: host for host in declared.hosts}
+    for host in pool.hosts:
+        before = before_by_id.get(host.id)
+        if before is None:
+            yield f"Host {host.id} was added at run time."
+            continue
+        for name, was, _ in changes(before, host):
+            yield f"Host {host.id}: {name} was set at run time, declared as {_text(was)}."
+    for host_id in _removed(declared, pool):
+        yield f"Host {host_id} is declared, but was removed at run time."
+
+
+def _removed(declared: Pool, pool: Pool) -> list[str]:
+    left = {host.id for host in pool.hosts}
+    return [host.id for host in declared.hosts if host.id not in left]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return shown(str(value))
+
+
+# ── explain ───────────────────────────────────────────────────────────────────────────────────
+
+
+def explain(call: Call) -> None:
+    """What ``connect`` would do now, and why."""
+    seen = look(call.upstream, call.options.key)
+    if call.options.json:
+        call.screen.line(dumped(_explanation_as_json(call.upstream.id, seen)))
+    else:
+        call.screen.lines(_explanation_lines(call.screen, seen))
+
+
+def _explanation_lines(screen: Screen, seen: Look) -> Iterator[str]:
+    yield from screen.paragraph(shown(seen.explanation.summary), style=BOLD)
+    for pool in seen.explanation.pools:
+        what = f"(priority {pool.pool.priority}, {shown(pool.pool.method)})"
+        text = f"pool {shown(pool.pool.id)} {what}: {shown(pool.reason)}"
+        yield from screen.paragraph(text, rest="  ", style=BOLD if pool.used else "")
+        for host in pool.hosts:
+            where = f"host {shown(host.host.id)} {shown(address_of(host.host))}"
+            style = state_cell(host, pool.pool, seen.now, drained=False).style
+            yield from screen.paragraph(f"{where}: {shown(host.reason)}", "  ", "    ", style)
+
+
+# ── JSON ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def dumped(value: object) -> str:
+    """JSON for programs; what is not ASCII is escaped."""
+    return json.dumps(value, indent=2)
+
+
+def _look_as_json(seen: Look) -> dict[str, Any]:
+    pools = [
+        {
+            **_options_of(pool.pool),
+            "used": pool.used,
+            "reason": pool.reason,
+            "hosts_up": sum(host.up for host in pool.hosts),
+            "hosts": [_host_as_json(seen, host) for host in pool.hosts],
+        }
+        for pool in seen.explanation.pools
+    ]
+    return {"summary": seen.explanation.summary, "pools": pools}
+
+
+def _options_of(pool: Pool | Host) -> dict[str, Any]:
+    return {name: plain(getattr(pool, name)) for name in pool.__struct_fields__ if name != "hosts"}
+
+
+def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:
+    state = host.state
+    due_in_s = state.due_at - seen.now
+    return {
+        **_options_of(host.host),
+        "address": address_of(host.host),
+        "share": round(host.share, 6),
+        "up": host.up,
+        "status": str(state.status),
+        "failcount": state.failcount,
+        "lastfail": state.lastfail,
+        "reason": state.reason,
+        "probe_in_s": round(max(0.0, due_in_s), 1) if math.isfinite(due_in_s) else None,
+    }
+
+
+def _shown_as_json(name: str, seen: Look, pool: PoolReason) -> dict[str, Any]:
+    declared = seen.declared_pool(pool.pool.id)
+    declared_hosts = {host.id: _options_of(host) for host in declared.hosts} if declared else {}
+    return {
+        "upstream": name,
+        "id": pool.pool.id,
+        "used": pool.used,
+        "reason": pool.reason,
+        "declared": declared is not None,
+        "options": {
+            each.name: {"value": each.value, "origin": each.origin, "declared": each.declared}
+            for each in _origins(pool.pool, declared)
+        },
+        "hosts": [
+            {**_host_as_json(seen, host), "declared": declared_hosts.get(host.host.id)} for host in pool.hosts
+        ],
+        "removed_hosts": _removed(declared, pool.pool) if declared else [],
+    }
+
+
+def _explanation_as_json(name: str, seen: Look) -> dict[str, Any]:
+    pools = [
+        {
+            "id": pool.pool.id,
+            "priority": pool.pool.priority,
+            "method": pool.pool.method,
+            "used": pool.used,
+            "reason": pool.reason,
+            "hosts": [
+                {
+                    "id": host.host.id,
+                    "address": address_of(host.host),
+                    "up": host.up,
+                    "share": round(host.share, 6),
+                    "reason": host.reason,
+                }
+                for host in pool.hosts
+            ],
+        }
+        for pool in seen.explanation.pools
+    ]
+    return {"upstream": name, "summary": seen.explanation.summary, "pools": pools}
+
+
+VERBS: Final = (
+    Verb(
+        "list",
+        list_pools,
+        "all pools and hosts, with their state",
+        "Print a table of all pools, in the order in which they are tried, and of their hosts.\n\n"
+        "A host is up, failed (with the reason, and when a request tries it again), down by hand, drained (its "
+        "weight was set to 0 at run time) or spare (its weight is 0). Its share is the part of the pool's traffic "
+        "that it gets now.\n\n"
+        "With --json there are upstream, summary and pools: each with its options, used, reason, hosts_up and "
+        "hosts; of these also address, share (from 0 to 1), up, status (up, failed, probing or manual), "
+        "failcount, lastfail (seconds since 1970; 0 is none), reason and probe_in_s.",
+        (JSON,),
+        ("", "--json"),
+    ),
+    Verb(
+        "show",
+        show_pool,
+        "one pool, and where each option comes from",
+        "Print all options of a pool and its hosts, with where each comes from: it is the default, it was "
+        "declared (by the settings of the application), or it was set at run time; then with what the declaration "
+        "says.",
+        (option("pool", metavar="POOL", type=arguments.name, help="the id of the pool"), JSON),
+        ("primary",),
+    ),
+    Verb(
+        "explain",
+        explain,
+        "what connect would do now, and why",
+        "Print what connect would do now: every pool and host, with the reason why it is taken or passed over.",
+        (
+            option("--key", metavar="KEY", help="what the method hash goes by, for example a client's address"),
+            JSON,
+        ),
+        ("", "--key 192.0.2.7"),
+    ),
+)
