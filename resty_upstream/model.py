@@ -44,6 +44,7 @@ Seconds = Annotated[
         le=_YEAR_S,
     ),
 ]
+_PRIORITIES: Final = f"a whole number from {-(2**31)} to {2**31}"
 Flag = Annotated[bool, Meta(description="true or false")]
 COUNT_LIMIT: Final = 1_000_000
 Count = Annotated[int, Meta(description=f"a number from 0 to {COUNT_LIMIT}", ge=0, le=COUNT_LIMIT)]
@@ -66,6 +67,13 @@ class Host(Struct, frozen=True, kw_only=True):
         """The path of the socket, for a host given as ``unix:/path``."""
         return self.host[5:] if self.host.startswith("unix:") else None
 
+    @property
+    def address(self) -> str:
+        """Where the host is, for people: ``127.0.0.1:8001``, ``[::1]:8001``, ``unix:/run/app.sock``."""
+        if self.unix_path is not None:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 class Pool(Struct, frozen=True, kw_only=True):
     """Hosts that are balanced together."""
@@ -75,7 +83,7 @@ class Pool(Struct, frozen=True, kw_only=True):
     method: Annotated[str, Meta(description="the name of a balancing method")] = "round_robin"
     timeout: Milliseconds = 2000
     """Milliseconds that one attempt at one host may take."""
-    priority: Annotated[int, Meta(description="a whole number", ge=-(2**31), le=2**31)] = 0
+    priority: Annotated[int, Meta(description=_PRIORITIES, ge=-(2**31), le=2**31)] = 0
     """Lower is tried first; ties keep the order in which the pools were created."""
     max_fails: Count = 3
     """Consecutive failures that take a host down; 0 never does (as ``max_fails=0`` in nginx)."""
@@ -351,15 +359,17 @@ def pools_to_dicts(pools: Iterable[Pool], health_of: Callable[[str], GivenHealth
     """Plain dicts in the shape of lua-resty-upstream: pools by id, each with hosts by id."""
     result = {}
     for pool in pools:
-        options = _options(pool)
+        options = plain_options(pool)
         options["hosts"] = {
-            host.id: _options(host) | _options(health_of(record_key(pool.id, host.id))) for host in pool.hosts
+            host.id: plain_options(host) | plain_options(health_of(record_key(pool.id, host.id)))
+            for host in pool.hosts
         }
         result[pool.id] = options
     return result
 
 
-def _options(value: Pool | Host | GivenHealth) -> dict[str, Any]:
+def plain_options(value: Pool | Host | GivenHealth) -> dict[str, Any]:
+    """The options of a pool, without its hosts, or of a host, by name."""
     return {
         name: _whole_if_possible(getattr(value, name))
         for name in value.__struct_fields__
@@ -500,6 +510,14 @@ class Difference(NamedTuple):
     after: Any
 
 
+def changed_options(before: Pool | Host, after: Pool | Host) -> Iterator[tuple[str, Any, Any]]:
+    """The options of one pool, or of one host, that are not the same: name, before, after."""
+    values = plain_options(after)
+    for name, value in plain_options(before).items():
+        if value != values[name]:
+            yield name, value, values[name]
+
+
 def differences(before: Pools, after: Pools) -> Iterator[Difference]:
     """What is not the same in ``after``, in the order of ``before``; then what only ``after`` has."""
     return _differences("pools", before, after)
@@ -511,12 +529,10 @@ def _differences(place: str, before: Iterable[Pool | Host], after: Iterable[Pool
     for key in old | new:
         path, one, other = f"{place}.{key}", old.get(key), new.get(key)
         if one is None or other is None:
-            yield Difference(path, one and _options(one), other and _options(other))
+            yield Difference(path, one and plain_options(one), other and plain_options(other))
             continue
-        values = _options(other)
-        for name, value in _options(one).items():
-            if value != values[name]:
-                yield Difference(f"{path}.{name}", value, values[name])
+        for name, *values in changed_options(one, other):
+            yield Difference(f"{path}.{name}", *values)
         if isinstance(one, Pool) and isinstance(other, Pool):
             yield from _differences(f"{path}.hosts", one.hosts, other.hosts)
 

@@ -546,11 +546,7 @@ class Replica:
             _log.error("StoreDegraded: %s; serving upstream %s from what is known", error, self.id)
         self._trouble = error
         if self._snapshot is EMPTY and self._declared is not None:
-            now = self.now()
-            for pool in self._declared.pools:
-                for host in pool.hosts:
-                    key = record_key(pool.id, host.id)
-                    self._states[key] = _first_state(self._declared.health.get(key), now, pool)
+            self._states = self.declared_states()
             self._rebuild(self._declared.pools, b"", None)
 
     def _recover(self) -> None:
@@ -589,6 +585,13 @@ class Replica:
     def declared(self) -> Pools | None:
         """What was declared in this process; None when nothing was."""
         return None if self._declared is None else self._declared.pools
+
+    def declared_states(self) -> dict[str, HostState]:
+        """The states that the hosts that were declared in this process begin with."""
+        pools, health = self._declared or ((), {})
+        now = self.now()
+        keys = {record_key(pool.id, host.id): pool for pool in pools for host in pool.hosts}
+        return {key: _first_state(health.get(key), now, pool) for key, pool in keys.items()}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """All pools as plain dicts, counts as of now."""

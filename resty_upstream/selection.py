@@ -290,7 +290,7 @@ class Explanation(NamedTuple):
         lines = [self.summary]
         for pool, _, reason, hosts in self.pools:
             lines.append(f"pool {pool.id} (priority {pool.priority}, {pool.method}): {reason}")
-            lines += [f"  host {host.host.id} {_shown(host.host)}: {host.reason}" for host in hosts]
+            lines += [f"  host {host.host.id} {host.host.address}: {host.reason}" for host in hosts]
         return "\n".join(lines)
 
 
@@ -392,9 +392,3 @@ def _host_reason(
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
     return HostReason(target.host, state.up, share, reason, state)
-
-
-def _shown(host: Host) -> str:
-    if host.unix_path is not None:
-        return host.host
-    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
@@ -312,12 +312,21 @@ class Upstream:
 
 
 def _definition(pools: Mapping[Any, Any]) -> Definition:
-    definition = pools_from_dicts(pools)
     with Problems() as problems:
-        for pool in definition.pools:
+        with problems.noted():
+            definition = pools_from_dicts(pools)
+        for pool_id, method in _methods(pools):
             with problems.noted():
-                find_method(pool.method, path=f"pools.{pool.id}.method")
+                find_method(method, path=f"pools.{pool_id}.method")
     return definition
+
+
+def _methods(pools: object) -> Iterator[tuple[object, str]]:
+    """The methods that pools name, whether all else is right or not."""
+    for pool_id, options in pools.items() if isinstance(pools, Mapping) else ():
+        method = options.get("method") if isinstance(options, Mapping) else None
+        if isinstance(method, str):
+            yield pool_id, method
 
 
 def _require_store(store: object) -> Store:

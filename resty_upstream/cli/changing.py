@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, Verb, WrongUsage, option
-from resty_upstream.cli.look import address_of
 from resty_upstream.cli.text import counted, shown
 from resty_upstream.model import Host
 
@@ -96,7 +95,7 @@ def add_host(call: Call) -> None:
     host, port = _address(call)
     weight = call.options.weight
     host_id = call.api.add_host(call.options.pool, host=host, port=port, weight=weight, id=call.options.id)
-    address = address_of(Host(id=host_id, host=host, port=port))
+    address = Host(id=host_id, host=host, port=port).address
     _say(call, f"host {call.options.pool}/{host_id}", f"is added: {address}, weight {weight}")
 
 

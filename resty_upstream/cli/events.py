@@ -13,9 +13,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from resty_upstream.cli.look import Look, address_of, changes
+from resty_upstream.cli.look import Look
 from resty_upstream.cli.text import counted
-from resty_upstream.model import Host, Pool, record_key
+from resty_upstream.model import Host, Pool, changed_options, record_key
 from resty_upstream.state import HostState, Status
 
 States = Mapping[str, HostState]
@@ -87,7 +87,7 @@ def _of_pool(pool_id: str, old: Pool | None, new: Pool | None, before: States, a
 
 
 def _pool_changes(old: Pool, new: Pool) -> Iterator[Event]:
-    for name, before, after in changes(old, new):
+    for name, before, after in changed_options(old, new):
         if name == "up":
             yield Event(event="pool_up" if after else "pool_down", pool=new.id)
         else:
@@ -100,7 +100,7 @@ def _of_host(
     host = new or old
     if host is None:
         return
-    event = functools.partial(Event, pool=pool, host=host.id, address=address_of(host))
+    event = functools.partial(Event, pool=pool, host=host.id, address=host.address)
     if old is None:
         yield event(event="host_added")
         before = HostState(changed_at=after.changed_at)  # it begins up
@@ -108,7 +108,7 @@ def _of_host(
         yield event(event="host_removed")
         return
     else:
-        for name, was, became in changes(old, new):
+        for name, was, became in changed_options(old, new):
             yield event(event="host_changed", option=name, before=was, after=became)
     for happened in _of_state(before, after):
         yield event(**happened)

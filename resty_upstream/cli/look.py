@@ -6,13 +6,13 @@ remembers a store that was lost would write it back. Who only looks must do neit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from resty_upstream.errors import StoreFormatError
 from resty_upstream.methods import Key
-from resty_upstream.model import Config, Host, Pool, Pools, decode_config, record_key
+from resty_upstream.model import Config, Pool, Pools, decode_config, record_key
 from resty_upstream.selection import Explanation, Snapshot, build, explain
 from resty_upstream.state import HostState, decode_state, rebooted
 from resty_upstream.stores import Document
@@ -89,7 +89,7 @@ def read(upstream: Upstream) -> Stored | None:
 
 def _only_declared(upstream: Upstream) -> Stored:
     declared = upstream.replica.declared or ()
-    return Stored(_snapshot(declared, {}, ""), declared, "")
+    return Stored(_snapshot(declared, upstream.replica.declared_states(), ""), declared, "")
 
 
 def _snapshot(pools: Pools, states: Mapping[str, HostState], secret: str) -> Snapshot:
@@ -108,31 +108,3 @@ def _state(data: bytes) -> HostState:
         return decode_state(data)
     except StoreFormatError:
         return HostState()  # as requests take it
-
-
-class Changed(NamedTuple):
-    """An option that is not what it was."""
-
-    name: str
-    before: Any
-    after: Any
-
-
-def changes(before: Pool | Host, after: Pool | Host) -> Iterator[Changed]:
-    """The options of a pool, or of a host, that are not the same."""
-    for name in before.__struct_fields__:
-        was, became = getattr(before, name), getattr(after, name)
-        if name != "hosts" and was != became:
-            yield Changed(name, plain(was), plain(became))
-
-
-def plain(value: Any) -> Any:
-    """A number as people write it: 250 for 250.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def address_of(host: Host) -> str:
-    """Where a host is: ``127.0.0.1:8001``, ``[::1]:8001``, ``unix:/run/app.sock``."""
-    if host.unix_path is not None:
-        return host.host
-    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"

@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, CommandFailed, Verb, option
-from resty_upstream.cli.look import Look, address_of, changes, look, plain
+from resty_upstream.cli.look import Look, look
 from resty_upstream.cli.screen import BOLD, DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
 from resty_upstream.cli.text import counted, duration, listed, shown
-from resty_upstream.model import Host, Pool
+from resty_upstream.model import Host, Pool, changed_options, plain_options
 from resty_upstream.selection import HostReason, PoolReason
 from resty_upstream.state import HostState, Status
 
@@ -89,7 +89,7 @@ def host_lines(screen: Screen, seen: Look, pool: PoolReason, hosts: Sequence[Hos
     rows = [
         [
             Cell(shown(host.host.id)),
-            Cell(shown(address_of(host.host))),
+            Cell(shown(host.host.address)),
             Cell(str(host.host.weight)),
             Cell(_share(host.share)),
             state_cell(host, pool.pool, seen.now, drained=weights.get(host.host.id, 0) > 0),
@@ -156,7 +156,7 @@ class _Origin(NamedTuple):
         return "set at run time" + (f", declared as {_text(self.declared)}" if self.declared is not None else "")
 
 
-_DEFAULT: Final = Pool(id="default")
+_DEFAULTS: Final = plain_options(Pool(id="default"))
 
 
 def show_pool(call: Call) -> None:
@@ -203,10 +203,9 @@ def _option_lines(screen: Screen, seen: Look, pool: Pool) -> list[str]:
 
 def _origins(pool: Pool, declared: Pool | None) -> Iterator[_Origin]:
     """Each option of a pool, and where its value comes from."""
-    for name in pool.__struct_fields__:
-        if name not in {"id", "hosts"}:
-            was = None if declared is None else plain(getattr(declared, name))
-            yield _origin(name, plain(getattr(pool, name)), was, getattr(_DEFAULT, name))
+    was = {} if declared is None else plain_options(declared)
+    for name, value in plain_options(pool).items():
+        yield _origin(name, value, was.get(name), _DEFAULTS[name])
 
 
 def _origin(name: str, value: Any, declared: Any, default: Any) -> _Origin:
@@ -227,7 +226,7 @@ def _host_origins(seen: Look, pool: Pool) -> Iterator[str]:
         if before is None:
             yield f"Host {host.id} was added at run time."
             continue
-        for name, was, _ in changes(before, host):
+        for name, was, _ in changed_options(before, host):
             yield f"Host {host.id}: {name} was set at run time, declared as {_text(was)}."
     for host_id in _removed(declared, pool):
         yield f"Host {host_id} is declared, but was removed at run time."
@@ -263,7 +262,7 @@ def _explanation_lines(screen: Screen, seen: Look) -> Iterator[str]:
         text = f"pool {shown(pool.pool.id)} {what}: {shown(pool.reason)}"
         yield from screen.paragraph(text, rest="  ", style=BOLD if pool.used else "")
         for host in pool.hosts:
-            where = f"host {shown(host.host.id)} {shown(address_of(host.host))}"
+            where = f"host {shown(host.host.id)} {shown(host.host.address)}"
             style = state_cell(host, pool.pool, seen.now, drained=False).style
             yield from screen.paragraph(f"{where}: {shown(host.reason)}", "  ", "    ", style)
 
@@ -291,7 +290,7 @@ def _look_as_json(seen: Look) -> dict[str, Any]:
 
 
 def _options_of(pool: Pool | Host) -> dict[str, Any]:
-    return {name: plain(getattr(pool, name)) for name in pool.__struct_fields__ if name != "hosts"}
+    return {"id": pool.id, **plain_options(pool)}
 
 
 def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:
@@ -299,7 +298,7 @@ def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:
     due_in_s = state.due_at - seen.now
     return {
         **_options_of(host.host),
-        "address": address_of(host.host),
+        "address": host.host.address,
         "share": round(host.share, 6),
         "up": host.up,
         "status": str(state.status),
@@ -341,7 +340,7 @@ def _explanation_as_json(name: str, seen: Look) -> dict[str, Any]:
             "hosts": [
                 {
                     "id": host.host.id,
-                    "address": address_of(host.host),
+                    "address": host.host.address,
                     "up": host.up,
                     "share": round(host.share, 6),
                     "reason": host.reason,

@@ -194,7 +194,7 @@ MISUSES: list[tuple[list[str], str]] = [
     (["set-weight", "primary", "a", "-1"], "argument N: must be a number from 0 to 1000000, not '-1'"),
     (["set-weight", "primary", "a", "1.5"], "argument N: must be a number"),
     (["set-weight", "primary", "a", "nan"], "argument N: must be a number"),
-    (["set-priority", "dr", "high"], "argument N: must be a whole number, not 'high'"),
+    (["set-priority", "dr", "high"], "argument N: must be a whole number from -2147483648"),
     (["set-method", "dr", "fastest"], "argument METHOD: must be one of hash, random, round_robin, not 'fastest'"),
     (["create-pool", "x", "--method", "fastest"], "argument --method: must be one of hash, random"),
     (["create-pool", "x", "--timeout", "soon"], "argument --timeout: must be a number of milliseconds"),

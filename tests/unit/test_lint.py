@@ -210,6 +210,12 @@ def test_each_kind_of_problem_has_an_id_and_a_hint(kind: ProblemKind, pools: dic
     assert hint
 
 
+def test_all_problems_are_named_at_once_unknown_methods_too() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Upstream("memory://", pools={"p": {"method": "fastest", "timeout": -1}, "q": {"method": "slowest"}})
+    assert sorted(problem.kind for problem in caught.value.problems) == ["method", "method", "value"]
+
+
 def test_ids_are_given_once() -> None:
     ids = [finding_id for finding_id, _ in PROBLEMS.values()]
     assert len(set(ids)) == len(ids)

@@ -90,7 +90,9 @@ def test_a_priority_is_any_whole_number(given: object, priority: int) -> None:
 
 @pytest.mark.parametrize("given", ["foobar", math.nan, math.inf, 0.5, True, None, 10**30])
 def test_what_is_no_priority_is_refused(given: object) -> None:
-    with pytest.raises(InvalidConfig, match=r"^pools\.p\.priority must be a whole number, not "):
+    with pytest.raises(
+        InvalidConfig, match=r"^pools\.p\.priority must be a whole number from -2147483648 to 2147483648, not "
+    ):
         pool_from_options("p", {"priority": given})
 
 
