@@ -17,7 +17,8 @@ import pytest
 from tests.e2e.processes import ROOT, Ports, Process, get, wait_until, wait_until_answers
 from tests.helpers import Peer, answer_http
 
-SECTION = re.compile(r"^### (.+?)\n(.*?)(?=^##)", re.MULTILINE | re.DOTALL)
+CHAPTER = re.compile(r"^## In your framework\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^### (.+?)\n(.*?)(?=^### |\Z)", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w+\.(?:py|toml))\n")
 SERVERS = ("gunicorn", "uvicorn")
@@ -56,7 +57,9 @@ def program(text: str) -> Program:
     )
 
 
-PROGRAMS = {title: program(text) for title, text in SECTION.findall(README.partition("## In your framework")[2])}
+PROGRAMS = {
+    title: program(text) for chapter in CHAPTER.findall(README) for title, text in SECTION.findall(chapter)
+}
 
 
 class Place:
