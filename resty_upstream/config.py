@@ -13,7 +13,8 @@ import msgspec
 
 from resty_upstream.errors import InvalidConfig, Problem, Problems, UpstreamNotFound
 from resty_upstream.model import identifier, shown_value
-from resty_upstream.stores import Store, default_url, open_store
+from resty_upstream.stores import Store, open_store
+from resty_upstream.stores.places import default_url
 from resty_upstream.upstream import Upstream
 
 OPTIONS: Final = ("store", "pools", "total_timeout", "last_resort")

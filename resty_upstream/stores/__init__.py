@@ -6,12 +6,9 @@ all of them bytes to it, and a generation that moves when routing may have chang
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from resty_upstream.errors import InvalidConfig, Problem, without_secrets
 
@@ -195,34 +192,3 @@ def open_store(url: str) -> Store:
             return SqliteStore(path)
     what = "store must be 'memory://', 'sqlite:///absolute/path/of/a/file' or a Store object"
     raise InvalidConfig(Problem(f"{what}, not {without_secrets(repr(url))}", "store"))
-
-
-def default_url(application: str) -> str:
-    """The URL of the store of an application that names none.
-
-    In ``$RUNTIME_DIRECTORY`` or ``$XDG_RUNTIME_DIR``, ``/run`` for root, else in the user's state directory;
-    below it a directory named after the application, so that two applications of one user do not meet.
-
-    :raises InvalidConfig: when the user has no such place.
-    """
-    digest = hashlib.blake2b(application.encode(), digest_size=6).hexdigest()
-    path = _runtime_directory() / f"resty_upstream-{digest}" / "upstreams.db"
-    return "sqlite://" + quote(str(path))
-
-
-def _runtime_directory() -> Path:
-    for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
-        # systemd gives several directories separated by colons.
-        first = os.environ.get(name, "").partition(":")[0]
-        if first.startswith("/"):
-            return Path(first)
-    if os.geteuid() == 0:
-        return Path("/run")
-    state_home = os.environ.get("XDG_STATE_HOME", "")
-    if state_home.startswith("/"):
-        return Path(state_home)
-    try:
-        return Path.home() / ".local" / "state"
-    except RuntimeError:  # $HOME is not set, and the user has no account
-        what = "store must be given, as 'sqlite:///run/myapp/upstreams.db': this user has no home directory"
-        raise InvalidConfig(Problem(what, "missing")) from None

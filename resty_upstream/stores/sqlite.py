@@ -35,6 +35,7 @@ from urllib.parse import quote
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable, StoreUnsafe
 from resty_upstream.stores import WAIT_S, Changes, Document, View
+from resty_upstream.stores.places import examine_directory, require_private_directory
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class SqliteStore:
     def examine(self) -> bool:
         """See :class:`~resty_upstream.stores.Store`."""
         try:
-            is_there = _examine_directory(os.path.dirname(self.path)) and self._require_own_file()
+            is_there = examine_directory(os.path.dirname(self.path)) and self._require_own_file()
         except OSError as error:
             raise StoreUnavailable(f"{self.path}: {error.strerror or error}") from error
         if not is_there:
@@ -453,7 +454,7 @@ class SqliteStore:
     # ── opening, closing, replacing ───────────────────────────────────────────────────────────
 
     def _open(self) -> sqlite3.Connection:
-        _require_private_directory(os.path.dirname(self.path))
+        require_private_directory(os.path.dirname(self.path))
         if _orphans and _identity(self.path) in _orphans:
             raise StoreUnavailable(
                 f"{self.path}: this process was forked, without Python's hooks, while a thread used the store"
@@ -766,79 +767,6 @@ def _identity(path: str) -> _Identity | None:
     except FileNotFoundError:
         return None
     return _Identity(found.st_dev, found.st_ino)
-
-
-def _require_private_directory(directory: str) -> None:
-    """Create the directory if need be; refuse one in which others could put files in our place.
-
-    :raises StoreUnavailable: saying what to do.
-    """
-    for path in reversed(_missing(directory)):
-        with contextlib.suppress(FileExistsError):  # another worker starts at the same time
-            os.mkdir(path, 0o700)
-    _require_own_directory(directory)
-
-
-def _examine_directory(directory: str) -> bool:
-    """Whether there is such a directory.
-
-    :raises StoreUnavailable: when it could not be used or, if there is none, not be created.
-    """
-    missing = _missing(directory)
-    if not missing:
-        _require_own_directory(directory)
-        return True
-    parent = os.path.dirname(missing[-1])
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise StoreUnavailable(
-            f"{directory} cannot be created by user {os.geteuid()}: create it for that user, or name another place"
-        )
-    return False
-
-
-def _missing(directory: str) -> list[str]:
-    """The directories that are not there, the innermost in front; above them all is safe."""
-    missing = []
-    current = directory
-    while not os.path.lexists(current):
-        missing.append(current)
-        current = os.path.dirname(current)
-    _require_safe_ancestors(current, directory)
-    return missing
-
-
-def _require_own_directory(directory: str) -> None:
-    found = os.lstat(directory)
-    if not stat.S_ISDIR(found.st_mode):
-        raise StoreUnavailable(f"{directory} is not a directory: the store needs one of its own there")
-    if found.st_uid != os.geteuid():
-        raise StoreUnavailable(
-            f"{directory} belongs to user {found.st_uid}, this process is user {os.geteuid()}: "
-            "give the store a directory of its own user, or run as that user (sudo -u …)"
-        )
-    if found.st_mode & 0o022:
-        # Such as /tmp, which is for everybody
-        todo = f"as {directory}/myapp" if found.st_mode & stat.S_ISVTX else f"chmod 700 {directory}"
-        raise StoreUnsafe(f"others can write in {directory}: give the store a directory of its own ({todo})")
-
-
-def _require_safe_ancestors(path: str, directory: str) -> None:
-    while True:
-        found = os.lstat(path)
-        if stat.S_ISLNK(found.st_mode):
-            raise StoreUnsafe(
-                f"{path} is a symbolic link: name the store's real place, {os.path.realpath(directory)}"
-            )
-        others_write = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
-        if others_write and path != directory:
-            raise StoreUnsafe(
-                f"everyone can write in {path}, above the store: name a place in a directory that only "
-                "its owner can change"
-            )
-        parent = os.path.dirname(path)
-        if parent == path:
-            return
-        path = parent
 
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()

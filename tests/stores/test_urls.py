@@ -9,8 +9,9 @@ import pytest
 
 from resty_upstream import Upstream
 from resty_upstream.errors import InvalidConfig
-from resty_upstream.stores import default_url, open_store
+from resty_upstream.stores import open_store
 from resty_upstream.stores.memory import MemoryStore
+from resty_upstream.stores.places import default_url
 from resty_upstream.stores.sqlite import SqliteStore
 from tests.stores.support import ask, pools, putting
 

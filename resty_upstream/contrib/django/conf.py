@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from django.conf import ENVIRONMENT_VARIABLE, settings
@@ -49,6 +49,21 @@ def _with_signals(upstream: Upstream) -> Upstream:
     upstream.bind("host_up", send)
     upstream.bind("host_down", send)
     return upstream
+
+
+class _Upstreams(Mapping[str, Upstream]):
+    def __getitem__(self, alias: str) -> Upstream:
+        return get_upstream(alias)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(aliases())
+
+    def __len__(self) -> int:
+        return len(aliases())
+
+
+upstreams: Final = _Upstreams()
+"""The upstreams of the setting by name, as it is when they are asked for."""
 
 
 def aliases() -> list[str]:

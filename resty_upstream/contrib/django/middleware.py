@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 
-from resty_upstream import RequestContext, RequestUpstreams, Upstream
-from resty_upstream.contrib.django.conf import aliases, get_upstream
+from resty_upstream import RequestContext, RequestUpstreams
+from resty_upstream.contrib.django.conf import upstreams as configured
 
 if TYPE_CHECKING:
     from django.http import StreamingHttpResponse
     from django.http.response import HttpResponseBase
-
-
-class _Settings(Mapping[str, Upstream]):
-    """The upstreams of the setting, as it is when they are asked for."""
-
-    def __getitem__(self, alias: str) -> Upstream:
-        return get_upstream(alias)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(aliases())
-
-    def __len__(self) -> int:
-        return len(aliases())
-
-
-_settings = _Settings()
 
 
 class _DjangoUpstreams(RequestUpstreams):
@@ -102,7 +86,7 @@ class UpstreamMiddleware:
 def _attach(request: HttpRequest) -> RequestUpstreams:
     # A key that holds META and not the request: a cycle would leave every request to the garbage collector.
     meta = request.META
-    upstreams = _DjangoUpstreams(_settings, lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
+    upstreams = _DjangoUpstreams(configured, lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
     cast("UpstreamHttpRequest", request).upstreams = upstreams
     return upstreams
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
 
-from resty_upstream import Upstream
 from resty_upstream.cli import (
     CommandFailed,
     Option,
@@ -21,7 +19,7 @@ from resty_upstream.cli import (
     own_process,
     perform,
 )
-from resty_upstream.contrib.django.conf import aliases, get_upstream
+from resty_upstream.contrib.django.conf import upstreams
 
 _ABOUT = "The upstreams are those of the setting UPSTREAMS."
 
@@ -50,7 +48,7 @@ class Command(BaseCommand):
         asked = argparse.Namespace(**options)
         try:
             with own_process(self.stderr.write) if self._called_from_command_line else contextlib.nullcontext():
-                perform(asked, _Setting, screen, owns_memory=not self._called_from_command_line)
+                perform(asked, lambda: upstreams, screen, owns_memory=not self._called_from_command_line)
         except CommandFailed as failed:
             raise CommandError(str(failed), returncode=failed.code) from None
 
@@ -59,19 +57,6 @@ class Command(BaseCommand):
             raise CommandError(line, returncode=2)
         self.stderr.write(f"CommandError: {line}")
         sys.exit(2)
-
-
-class _Setting(Mapping[str, Upstream]):
-    """The upstreams of the setting, each made when it is asked for."""
-
-    def __getitem__(self, alias: str) -> Upstream:
-        return get_upstream(alias)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(aliases())
-
-    def __len__(self) -> int:
-        return len(aliases())
 
 
 class _Output:
