@@ -3,7 +3,7 @@
 Three forms of the same thing:
 
 * *options*: what a caller passes (``timeout="250ms"``, ``port="80"``): anything may be in there;
-* :class:`Pool` and :class:`Host`: checked, frozen, in the units of the options;
+* :class:`Pool`, :class:`Host` and their tables: checked, frozen, in the units of the options;
 * *plain dicts*: what :meth:`Upstream.get_pools` returns: options again, with the health of each host.
 
 Each option's type, bounds and the words of its error message stand once, on the struct's field.
@@ -17,7 +17,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -34,6 +34,7 @@ Milliseconds = Annotated[
         description="a number of milliseconds above 0, up to a year, a timedelta, or text like '250ms'",
         ge=0.001,
         le=_YEAR_S * 1000,
+        extra={"unit": "ms"},
     ),
 ]
 Seconds = Annotated[
@@ -42,12 +43,103 @@ Seconds = Annotated[
         description="a number of seconds above 0, up to a year, a timedelta, or text like '10s'",
         ge=0.000_001,
         le=_YEAR_S,
+        extra={"unit": "s"},
+    ),
+]
+Interval = Annotated[
+    float,
+    Meta(
+        description="a number of seconds from 0.1 to a day, a timedelta, or text like '10s'",
+        ge=0.1,
+        le=86_400,
+        extra={"unit": "s"},
     ),
 ]
 _PRIORITIES: Final = f"a whole number from {-(2**31)} to {2**31}"
 Flag = Annotated[bool, Meta(description="true or false")]
 COUNT_LIMIT: Final = 1_000_000
 Count = Annotated[int, Meta(description=f"a number from 0 to {COUNT_LIMIT}", ge=0, le=COUNT_LIMIT)]
+InARow = Annotated[int, Meta(description="a number from 1 to 1000", ge=1, le=1000)]
+
+_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}"  # RFC 9110, 5.6.2
+_TABLE: Final = "true, false, or a mapping of options"
+_KEY: Final = rf"^(ip|header:{_NAME}|cookie:{_NAME})\Z"
+
+
+class HealthCheck(Struct, frozen=True, kw_only=True):
+    """How hosts are checked while nobody asks for them, as with nginx Plus, HAProxy and Envoy."""
+
+    type: Annotated[
+        str,
+        Meta(
+            description="'http', 'tcp', or the place of a function, as 'myapp.checks.ping'",
+            pattern=r"^(http|tcp|[A-Za-z_]\w{0,99}(\.[A-Za-z_]\w{0,99}){1,20})\Z",
+        ),
+    ] = "http"
+    interval: Interval = 10
+    """Seconds from one check of a host that is up to the next, ±10 %."""
+    interval_down: Interval = 5
+    """The same, for a host that is down."""
+    timeout: Milliseconds | None = None
+    """Milliseconds that connecting, with TLS, may take; the pool's ``timeout`` where it is not given."""
+    read_timeout: Milliseconds = 2000
+    """Milliseconds that the answer may take, all of it."""
+    rise: InARow = 2
+    """Good checks in a row that bring a failed host back."""
+    fall: InARow = 3
+    """Bad checks in a row that take a host down."""
+    method: Annotated[str, Meta(description="a method of HTTP, as 'GET' or 'HEAD'", pattern=r"^[A-Z]{1,20}\Z")] = (
+        "GET"
+    )
+    path: Annotated[
+        str,
+        Meta(
+            description="a path that begins with /, quoted where it must be, as '/health?full=1'",
+            pattern=r"^/[!-~]{0,2000}\Z",
+        ),
+    ] = "/"
+    headers: Annotated[
+        tuple[tuple[str, str], ...],
+        Meta(description="a mapping of names to text, as of HTTP", extra={"read": "headers"}),
+    ] = ()
+    """Sent with the request; those that the check sends anyway (``Host``, ``User-Agent``) are replaced."""
+    status_codes: Annotated[
+        tuple[str, ...] | None,
+        Meta(description="a list of statuses like 503, '50x' or '5xx'", extra={"read": "status_codes"}),
+    ] = None
+    """Statuses that count as bad; all outside 200 to 399 where none are given."""
+    body: (
+        Annotated[str, Meta(description="1 to 1000 characters of text", min_length=1, max_length=1000)] | None
+    ) = None
+    """Text that must appear in the first 256 KiB of the answer."""
+
+    def is_bad(self, status: int) -> bool:
+        """Whether an answer of that status counts as bad."""
+        if self.status_codes is None:
+            return not 200 <= status <= 399
+        text = str(status)
+        return any(all(a in ("x", b) for a, b in zip(mask, text, strict=True)) for mask in self.status_codes)
+
+
+class Sticky(Struct, frozen=True, kw_only=True):
+    """Sessions that stay at their host, by a signed cookie."""
+
+    cookie: Annotated[str, Meta(description="the name of a cookie, as 'upstream'", pattern=rf"^{_NAME}\Z")] = (
+        "upstream"
+    )
+    max_age: Seconds = 86_400
+    """Seconds after which a cookie counts no more; one in use is renewed when half of it is over."""
+
+
+class OutlierDetection(Struct, frozen=True, kw_only=True):
+    """A soft rule: a host that answers too few of its requests goes down, though not all of them fail."""
+
+    requests: Annotated[int, Meta(description=f"a number from 1 to {COUNT_LIMIT}", ge=1, le=COUNT_LIMIT)] = 20
+    """Requests of one process that the host must have had in the window before it is judged."""
+    success_rate: Annotated[float, Meta(description="a percentage from 0 to 100", ge=0, le=100)] = 50
+    """Percent of them that must have succeeded."""
+    window: Seconds = 10
+    """Seconds that are looked at."""
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -61,6 +153,8 @@ class Host(Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(description="a number from 1 to 65535", ge=1, le=65_535)] = 80
     weight: Count = 0
     """The host's share of the pool's traffic; 0 gets none while a host with a weight is available."""
+    healthcheck: Annotated[HealthCheck | Literal[False] | None, Meta(description=_TABLE)] = None
+    """Instead of the pool's; False for no check of this host."""
 
     @property
     def unix_path(self) -> str | None:
@@ -91,6 +185,34 @@ class Pool(Struct, frozen=True, kw_only=True):
     """Seconds that a failed host is left alone, doubled for each failed probe in a row."""
     failed_timeout_max: Seconds = 60
     """Seconds up to which ``failed_timeout`` is doubled; never below ``failed_timeout``."""
+    healthcheck: Annotated[HealthCheck | None, Meta(description=_TABLE)] = None
+    """How hosts are checked that have no check of their own."""
+    slow_start: Annotated[
+        float,
+        Meta(
+            description="a number of seconds from 0 (none) to a year, a timedelta, or text like '30s'",
+            ge=0,
+            le=_YEAR_S,
+            extra={"unit": "s"},
+        ),
+    ] = 0
+    """Seconds in which a host that comes back gets from 10 % of its share to all of it."""
+    key: Annotated[str, Meta(description="'ip', 'header:Name' or 'cookie:name'", pattern=_KEY)] = "ip"
+    """What of a web request the method ``hash`` goes by, where ``connect`` is given no key."""
+    sticky: Annotated[Sticky | None, Meta(description=_TABLE)] = None
+    """Whether sessions stay at their host."""
+    load: Annotated[Literal["in_flight", "peak_ewma"], Meta(description="'in_flight' or 'peak_ewma'")] = (
+        "in_flight"
+    )
+    """What the method ``p2c`` compares: requests in flight, or those times the latency."""
+    outlier_detection: Annotated[OutlierDetection | None, Meta(description=_TABLE)] = None
+    """Whether a host that answers too few of its requests goes down."""
+    ssl: Flag = False
+    """Whether hosts speak TLS: what a check needs to know."""
+    ssl_verify: Flag = True
+    """Whether certificates are verified."""
+    sni_host: Annotated[str, Meta(description="a host name")] = ""
+    """The name in SNI and certificates, and in ``Host`` of a check; the host's own where it is empty."""
     hosts: tuple[Host, ...] = ()
 
     @property
@@ -101,6 +223,11 @@ class Pool(Struct, frozen=True, kw_only=True):
     def find(self, host_id: str) -> Host | None:
         """The host of that id."""
         return next((host for host in self.hosts if host.id == host_id), None)
+
+    def check_of(self, host: Host) -> HealthCheck | None:
+        """How a host of this pool is checked; None where it is not."""
+        check = self.healthcheck if host.healthcheck is None else host.healthcheck
+        return check or None
 
 
 class GivenHealth(Struct, frozen=True, kw_only=True):
@@ -196,8 +323,6 @@ _pools_decoder = msgspec.json.Decoder(Pools)
 
 _UNITS_S: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(us|ms|s|m|h|d)\s*", re.ASCII)
-_IN_MILLISECONDS: Final = frozenset({"timeout"})
-_IN_SECONDS: Final = frozenset({"failed_timeout", "failed_timeout_max"})
 
 
 def parse_duration_s(value: object, path: str, *, bare: str) -> float:
@@ -368,13 +493,55 @@ def pools_to_dicts(pools: Iterable[Pool], health_of: Callable[[str], GivenHealth
     return result
 
 
-def plain_options(value: Pool | Host | GivenHealth) -> dict[str, Any]:
-    """The options of a pool, without its hosts, or of a host, by name."""
+def plain_options(value: Struct, *, masked: bool = False) -> dict[str, Any]:
+    """The options of a pool, without its hosts, of a host, or of a table in them, by name.
+
+    Those that are left to others, as the check of a host that has none of its own, are not there.
+
+    :param masked: whether what may be a secret, as headers of checks, is to be shown as ``***``.
+    """
     return {
-        name: _whole_if_possible(getattr(value, name))
-        for name in value.__struct_fields__
-        if name not in {"id", "hosts"}
+        name: _plain_value(name, each, masked=masked)
+        for name in _option_names(value)
+        if (each := getattr(value, name)) is not None
     }
+
+
+def _option_names(value: Struct) -> list[str]:
+    return [name for name in value.__struct_fields__ if name not in {"id", "hosts"}]
+
+
+def _plain_value(name: str, value: Any, *, masked: bool) -> Any:
+    if isinstance(value, Struct):
+        return plain_options(value, masked=masked)
+    if isinstance(value, tuple):
+        if name == "headers":
+            return dict.fromkeys(dict(value), "***") if masked else dict(value)
+        return list(value)
+    return _whole_if_possible(value)
+
+
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain options with those of their tables by names like ``healthcheck.path``."""
+    flat = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping) and name != "headers":
+            flat.update({f"{name}.{inner}": each for inner, each in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def unit_of(name: str) -> str:
+    """The unit of a pool's option, as ``timeout`` or ``healthcheck.interval``: ``ms``, ``s`` or nothing."""
+    kind: type[Struct] = Pool
+    unit = ""
+    for part in name.split("."):
+        option = _OPTIONS[kind].get(part)
+        if option is None:
+            return ""
+        kind, unit = option.table or kind, option.unit
+    return unit
 
 
 def _items(given: object, path: str, problems: list[Problem]) -> Iterable[tuple[str, object]]:
@@ -417,19 +584,33 @@ def _host(
 class _Option(NamedTuple):
     type: Any
     phrase: str
+    unit: Literal["", "ms", "s"]
+    read: Callable[[Any], object] | None
+    """Brings what people write into the form of the type."""
+    table: type[Struct] | None
+    """Of options, where this one has some."""
 
 
 def _option_table(kind: type[Struct]) -> dict[str, _Option]:
-    return {
-        field.name: _Option(field.type, get_args(field.type)[1].description)
-        for field in msgspec.structs.fields(kind)
-        if get_args(field.type)[1:] and isinstance(get_args(field.type)[1], Meta)
-    }
+    """The options of a struct: its fields with a description."""
+    table = {}
+    for field in msgspec.structs.fields(kind):
+        # `Annotated[…] | None` is an option that may be left to others.
+        annotated = next((t for t in (field.type, *get_args(field.type)) if _meta(t)), None)
+        if annotated is None:
+            continue
+        meta, inner = _meta(annotated), get_args(annotated)[0]
+        tables = [t for t in get_args(inner) if isinstance(t, type) and issubclass(t, Struct)]
+        extra = meta.extra or {}
+        read = _READERS.get(extra.get("read", field.name))
+        table[field.name] = _Option(
+            annotated, meta.description, extra.get("unit", ""), read, tables[0] if tables else None
+        )
+    return table
 
 
-_OPTIONS: Final[dict[type[Struct], dict[str, _Option]]] = {
-    kind: _option_table(kind) for kind in (Pool, Host, GivenHealth)
-}
+def _meta(kind: Any) -> Any:
+    return next((each for each in get_args(kind)[1:] if isinstance(each, Meta)), None)
 
 
 def _checked(
@@ -451,15 +632,37 @@ def _checked(
             known = [*table, *more]
             problems.append(Problem.unknown_option(f"{path}.{_plain(name)}", name, known))
             continue
+        where = f"{path}.{name}"
+        if option.table is not None:
+            values[name] = _checked_table(kind, option.table, value, where, problems)
+            continue
         plain = value
-        if name in _IN_MILLISECONDS:
-            plain = _in_units(value, "ms")
-        elif name in _IN_SECONDS:
-            plain = _in_units(value, "s")
-        elif name == "host":
-            plain = _address(value)
-        values[name] = _convert(option.type, plain, value, f"{path}.{name}", problems)
+        if option.unit:
+            plain = _in_units(value, option.unit)
+        elif option.read is not None:
+            plain = option.read(value)
+            if name == "headers" and isinstance(value, Mapping):
+                value = dict.fromkeys(value, "…")  # they may be credentials
+        values[name] = _convert(option.type, plain, value, where, problems)
     return values
+
+
+def _checked_table(
+    kind: type[Struct], table: type[Struct], value: object, path: str, problems: list[Problem]
+) -> Struct | Literal[False] | None:
+    """A table of options: true stands for its defaults, false for none at all."""
+    if value is True:
+        return table()
+    if value is None or (value is False and kind is not Host):
+        return None
+    if value is False:
+        return False
+    if not isinstance(value, Mapping):
+        problems.append(Problem(f"{path} must be {_TABLE}, not {shown_value(value)}", "structure"))
+        return None
+    before = len(problems)
+    options = _checked(table, value, path, problems)
+    return None if len(problems) > before else table(**options)
 
 
 def _convert(kind: Any, value: object, given: object, path: str, problems: list[Problem]) -> Any:
@@ -473,6 +676,47 @@ def _convert(kind: Any, value: object, given: object, path: str, problems: list[
         problems.append(Problem(f"{path} must be {meta.description}, not {shown_value(given)}"))
         return None
     return converted
+
+
+# ── what people write in another form than it is kept in; None, or as it is, where it is wrong ──
+
+_HEADER_NAME: Final = re.compile(_NAME)
+_HEADER_VALUE: Final = re.compile(r"[ -~\x80-\xff\t]{0,4000}")
+_STATUS: Final = re.compile(r"[1-5x][0-9x]{2}")
+
+
+def _read_headers(value: object) -> object:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for pair in value.items() for text in pair):
+        return None
+    pairs = [(name, text.strip()) for name, text in value.items()]
+    right = all(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(text) for name, text in pairs)
+    return pairs if right and len({name.lower() for name, _ in pairs}) == len(pairs) else None
+
+
+def _read_status_codes(value: object) -> object:
+    """A list, or as lua-resty-upstream has it a mapping of each to true."""
+    if isinstance(value, Mapping):
+        value = [status for status, counts in value.items() if counts]
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    masks = [str(each).lower() if isinstance(each, str | int) else "" for each in value]
+    return masks if all(_STATUS.fullmatch(mask) for mask in masks) else 0
+
+
+def _read_host_name(value: object) -> object:
+    return value if value == "" or (_address(value) and not str(value).startswith("unix:")) else None
+
+
+_READERS: Final[dict[str, Callable[[Any], object]]] = {
+    "host": _address,
+    "headers": _read_headers,
+    "status_codes": _read_status_codes,
+    "sni_host": _read_host_name,
+}
+
+_OPTIONS: Final[dict[type[Struct], dict[str, _Option]]] = {
+    kind: _option_table(kind) for kind in (Pool, Host, GivenHealth, HealthCheck, Sticky, OutlierDetection)
+}
 
 
 def _raise(problems: list[Problem]) -> None:
@@ -510,12 +754,22 @@ class Difference(NamedTuple):
     after: Any
 
 
-def changed_options(before: Pool | Host, after: Pool | Host) -> Iterator[tuple[str, Any, Any]]:
-    """The options of one pool, or of one host, that are not the same: name, before, after."""
-    values = plain_options(after)
-    for name, value in plain_options(before).items():
-        if value != values[name]:
-            yield name, value, values[name]
+_S = TypeVar("_S", bound=Struct)
+
+
+def changed_options(before: _S, after: _S) -> Iterator[tuple[str, Any, Any]]:
+    """The options of one pool, or of one host, that are not the same: name, before, after.
+
+    Those of a table have names like ``healthcheck.path``; what may be a secret is masked.
+    """
+    for name in _option_names(after):
+        old, new = getattr(before, name), getattr(after, name)
+        if old == new:
+            continue
+        if isinstance(old, Struct) and isinstance(new, Struct):
+            yield from ((f"{name}.{inner}", *values) for inner, *values in changed_options(old, new))
+        else:
+            yield name, _plain_value(name, old, masked=True), _plain_value(name, new, masked=True)
 
 
 def differences(before: Pools, after: Pools) -> Iterator[Difference]:
@@ -529,7 +783,7 @@ def _differences(place: str, before: Iterable[Pool | Host], after: Iterable[Pool
     for key in old | new:
         path, one, other = f"{place}.{key}", old.get(key), new.get(key)
         if one is None or other is None:
-            yield Difference(path, one and plain_options(one), other and plain_options(other))
+            yield Difference(path, *(each and plain_options(each, masked=True) for each in (one, other)))
             continue
         for name, *values in changed_options(one, other):
             yield Difference(f"{path}.{name}", *values)
@@ -565,10 +819,10 @@ def _merge_pool(base: Pool | None, declared: Pool, current: Pool) -> Pool:
     return msgspec.structs.replace(_merge_options(base, declared, current), hosts=hosts)
 
 
-_S = TypeVar("_S", Pool, Host)
+_P = TypeVar("_P", Pool, Host)
 
 
-def _merge_options(base: _S | None, declared: _S, current: _S) -> _S:
+def _merge_options(base: _P | None, declared: _P, current: _P) -> _P:
     if base is None:
         return declared
     changed = {

@@ -12,13 +12,11 @@ from resty_upstream.cli.call import Call, CommandFailed, Verb, option
 from resty_upstream.cli.look import Look, look
 from resty_upstream.cli.screen import BOLD, DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
 from resty_upstream.cli.text import counted, duration, listed, shown
-from resty_upstream.model import Host, Pool, changed_options, plain_options
+from resty_upstream.model import Host, Pool, changed_options, flat_options, plain_options, unit_of
 from resty_upstream.selection import HostReason, PoolReason
 from resty_upstream.state import HostState, Status
 
 JSON = option("--json", action="store_true", help="print JSON")
-
-_UNITS: Final = {"timeout": " ms", "failed_timeout": " s", "failed_timeout_max": " s"}
 
 
 # ── list ──────────────────────────────────────────────────────────────────────────────────────
@@ -156,7 +154,7 @@ class _Origin(NamedTuple):
         return "set at run time" + (f", declared as {_text(self.declared)}" if self.declared is not None else "")
 
 
-_DEFAULTS: Final = plain_options(Pool(id="default"))
+_DEFAULTS: Final = flat_options(plain_options(Pool(id="default")))
 
 
 def show_pool(call: Call) -> None:
@@ -193,7 +191,7 @@ def _option_lines(screen: Screen, seen: Look, pool: Pool) -> list[str]:
     rows = [
         [
             Cell(each.name),
-            Cell(_text(each.value) + _UNITS.get(each.name, "")),
+            Cell(f"{_text(each.value)} {unit_of(each.name)}".rstrip()),
             Cell(str(each), YELLOW if each.origin == "run time" else DIM),
         ]
         for each in _origins(pool, seen.declared_pool(pool.id))
@@ -203,9 +201,14 @@ def _option_lines(screen: Screen, seen: Look, pool: Pool) -> list[str]:
 
 def _origins(pool: Pool, declared: Pool | None) -> Iterator[_Origin]:
     """Each option of a pool, and where its value comes from."""
-    was = {} if declared is None else plain_options(declared)
-    for name, value in plain_options(pool).items():
-        yield _origin(name, value, was.get(name), _DEFAULTS[name])
+    was = {} if declared is None else _shown_options(declared)
+    now = _shown_options(pool)
+    for name in now | was:
+        yield _origin(name, now.get(name), was.get(name), _DEFAULTS.get(name))
+
+
+def _shown_options(pool: Pool) -> dict[str, Any]:
+    return flat_options(plain_options(pool, masked=True))
 
 
 def _origin(name: str, value: Any, declared: Any, default: Any) -> _Origin:
@@ -240,7 +243,11 @@ def _removed(declared: Pool, pool: Pool) -> list[str]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return shown(str(value))
+    if isinstance(value, dict):
+        value = [f"{name}: {each}" for name, each in value.items()]
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    return shown(str(value)) if value not in (None, "") else "-"
 
 
 # ── explain ───────────────────────────────────────────────────────────────────────────────────
@@ -290,7 +297,7 @@ def _look_as_json(seen: Look) -> dict[str, Any]:
 
 
 def _options_of(pool: Pool | Host) -> dict[str, Any]:
-    return {"id": pool.id, **plain_options(pool)}
+    return {"id": pool.id, **plain_options(pool, masked=True)}
 
 
 def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:

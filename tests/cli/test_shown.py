@@ -128,14 +128,20 @@ def test_a_pool_is_shown_with_where_each_option_comes_from(place: Place, command
         == """\
 pool primary: priority 0, hash, 2 of 2 hosts up, used
 
-  option              value   origin
-  up                  true    default
-  method              hash    set at run time, declared as round_robin
-  timeout             500 ms  declared
-  priority            0       default
-  max_fails           3       default
-  failed_timeout      10 s    default
-  failed_timeout_max  60 s    default
+  option              value      origin
+  up                  true       default
+  method              hash       set at run time, declared as round_robin
+  timeout             500 ms     declared
+  priority            0          default
+  max_fails           3          default
+  failed_timeout      10 s       default
+  failed_timeout_max  60 s       default
+  slow_start          0 s        default
+  key                 ip         default
+  load                in_flight  default
+  ssl                 false      default
+  ssl_verify          true       default
+  sni_host            -          default
 
   host  address         weight  share  state
   b     127.0.0.1:8002       0    50%  up

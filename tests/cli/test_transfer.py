@@ -43,6 +43,12 @@ def test_what_is_exported_is_configuration_and_what_was_taken_down_by_hand(place
         "max_fails": 3,
         "failed_timeout": 10,
         "failed_timeout_max": 60,
+        "slow_start": 0,
+        "key": "ip",
+        "load": "in_flight",
+        "ssl": False,
+        "ssl_verify": True,
+        "sni_host": "",
         "hosts": {"c": {"host": "127.0.0.1", "port": 8003, "weight": 0}},
     }
 

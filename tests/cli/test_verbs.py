@@ -60,6 +60,12 @@ CHANGES = [
                 "max_fails": 1,
                 "failed_timeout": 5,
                 "failed_timeout_max": 60,
+                "slow_start": 0,
+                "key": "ip",
+                "load": "in_flight",
+                "ssl": False,
+                "ssl_verify": True,
+                "sni_host": "",
                 "hosts": {},
             }
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from hypothesis import strategies as st
@@ -26,6 +27,16 @@ json_like = st.recursive(
 
 _POOL_NAMES = [name for name in Pool.__struct_fields__ if name not in ("id", "hosts")]
 _HOST_NAMES = [*(name for name in Host.__struct_fields__ if name != "id"), *GivenHealth.__struct_fields__]
+# Whole tables at once: what hypothesis makes up stays small.
+_CHECKS = [
+    True,
+    False,
+    {},
+    {"type": "tcp", "interval": "2s", "timeout": 100, "rise": 1},
+    {"type": "myapp.checks.ping", "interval_down": 0.5, "fall": 5},
+    {"headers": {"X-Check": "1"}, "status_codes": ["5xx", 404], "body": "ok", "path": "/health?full=1"},
+    {"status_codes": {"50x": True}, "method": "HEAD", "read_timeout": "1s"},
+]
 _GOOD: dict[str, st.SearchStrategy[Any]] = {
     "up": st.booleans(),
     "method": st.sampled_from(["round_robin", "random", "hash"]),
@@ -34,6 +45,15 @@ _GOOD: dict[str, st.SearchStrategy[Any]] = {
     "max_fails": st.integers(0, 5),
     "failed_timeout": st.sampled_from([1, "2s", 0.5]),
     "failed_timeout_max": st.sampled_from([1, "1m"]),
+    "healthcheck": st.sampled_from(_CHECKS),
+    "slow_start": st.sampled_from([0, 30, "1m"]),
+    "key": st.sampled_from(["ip", "header:X-User", "cookie:session"]),
+    "sticky": st.sampled_from([True, False, {"cookie": "host"}, {"max_age": "1h"}]),
+    "load": st.sampled_from(["in_flight", "peak_ewma"]),
+    "outlier_detection": st.sampled_from([True, False, {"requests": 5, "success_rate": 90, "window": "1m"}]),
+    "ssl": st.booleans(),
+    "ssl_verify": st.booleans(),
+    "sni_host": st.sampled_from(["", "app.test"]),
     "host": st.sampled_from(["127.0.0.1", "::1", "[::1]", "a.test", "unix:/run/a.sock"]),
     "port": st.integers(1, 65_535) | st.sampled_from(["80", "8080"]),
     "weight": st.integers(0, 100) | st.sampled_from(["5"]),
@@ -63,7 +83,7 @@ pools = st.dictionaries(
 @st.composite
 def _spoilt(draw: st.DrawFn, good: st.SearchStrategy[Any]) -> Any:
     """A value of ``good`` with something in it replaced by anything."""
-    value = draw(good)
+    value = copy.deepcopy(draw(good))  # tables are sampled, and shared
     here: Any = value
     while isinstance(here, dict) and here:
         name = draw(st.sampled_from(sorted(here)) | st.text(max_size=10))

@@ -283,7 +283,7 @@ def test_an_unknown_option_is_answered_with_those_that_there_are() -> None:
     (problem,) = problems(ports=80)
     assert problem == (
         "pools.p.hosts.h.ports is not an option: did you mean port? "
-        "options are host, port, weight, up, failcount, lastfail"
+        "options are host, port, weight, healthcheck, up, failcount, lastfail"
     )
 
 
@@ -351,6 +351,12 @@ def test_plain_dicts_have_the_shape_of_the_seed() -> None:
             "max_fails": 3,
             "failed_timeout": 10,
             "failed_timeout_max": 60,
+            "slow_start": 0,
+            "key": "ip",
+            "load": "in_flight",
+            "ssl": False,
+            "ssl_verify": True,
+            "sni_host": "",
             "hosts": {
                 "web01": {
                     "host": "127.0.0.1",
