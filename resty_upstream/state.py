@@ -4,7 +4,7 @@ Pure: ``apply(state, fact, rules) -> Change``. Time and randomness arrive with t
 
 ::
 
-                          max_fails failures in a row
+             max_fails failures, or fall bad checks, in a row; Eject
               ┌────────────────────────────────────────────────┐
               │                                                ▼        Probe, once the time is over:
        ┌─────────────┐   Success · Revive · Up          ┌─────────────┐ one request, by lease  ┌─────────────┐
@@ -74,6 +74,12 @@ class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """When that lease ends by itself."""
     reason: str = ""
     """Why the host is down, in a few words."""
+    back_at: float = 0
+    """When the host last came back from being down; 0 is never."""
+    bad_checks: int = 0
+    """Checks in a row that were bad, of a host that is up."""
+    good_checks: int = 0
+    """Checks in a row that were good, of a host that failed."""
 
     @property
     def up(self) -> bool:
@@ -153,16 +159,56 @@ class Release(NamedTuple):
     prober: str
 
 
+class CheckPassed(NamedTuple):
+    """An active check was good."""
+
+    at: float
+    began: float
+    rise: int
+    """So many in a row bring a failed host back."""
+
+
+class CheckFailed(NamedTuple):
+    """An active check was bad."""
+
+    at: float
+    began: float
+    wall: float
+    """Epoch seconds of ``at``."""
+    jitter: float
+    """As of a :class:`Failure`."""
+    reason: str
+    fall: int
+    """So many in a row take the host down."""
+
+
+class Eject(NamedTuple):
+    """A soft rule takes the host down; whoever applies it asks :func:`may_eject` first."""
+
+    at: float
+    began: float
+    """When the window that was judged began."""
+    wall: float
+    """Epoch seconds of ``at``."""
+    jitter: float
+    """As of a :class:`Failure`."""
+    reason: str
+
+
 class Down(NamedTuple):
     """A person takes the host down."""
 
     at: float
+    reason: str = ""
+    """Why, as the person says."""
 
 
 class Up(NamedTuple):
     """A person puts the host back."""
 
     at: float
+    reason: str = ""
+    """Why, as the person says."""
 
 
 class Revive(NamedTuple):
@@ -171,7 +217,7 @@ class Revive(NamedTuple):
     at: float
 
 
-Fact = Success | Failure | Probe | Release | Down | Up | Revive
+Fact = Success | Failure | Probe | Release | CheckPassed | CheckFailed | Eject | Down | Up | Revive
 
 
 class Change(NamedTuple):
@@ -201,23 +247,27 @@ def _count(state: HostState, fact: Failure, rules: Rules) -> Change:
         return Change(state)
     in_a_row = state.failcount > 0 and fact.at - state.failed_at <= rules.failed_timeout_s
     failcount = _one_more(state) if in_a_row else 1
-    counted = replace(
+    counted = _with_failure(state, fact, failcount)
+    if 0 < rules.max_fails <= failcount:
+        return _fail(counted, fact, rules)
+    return Change(counted, routing=state.failcount == 0)
+
+
+def _with_failure(state: HostState, fact: Failure | CheckFailed | Eject, failcount: int) -> HostState:
+    return replace(
         state,
         failcount=failcount,
         failed_at=max(fact.at, state.failed_at),
         lastfail=max(fact.wall, state.lastfail),
         reason=fact.reason,
     )
-    if 0 < rules.max_fails <= failcount:
-        return _fail(counted, fact, rules)
-    return Change(counted, routing=state.failcount == 0)
 
 
 def _one_more(state: HostState) -> int:
     return min(state.failcount + 1, COUNT_LIMIT)
 
 
-def _fail(state: HostState, fact: Failure, rules: Rules) -> Change:
+def _fail(state: HostState, fact: Failure | CheckFailed | Eject, rules: Rules) -> Change:
     """UP or PROBING to FAILED, each time in a row for twice as long, up to the cap."""
     doublings = min(state.times_down, 64)
     wait_s = min(rules.failed_timeout_s * 2.0**doublings, rules.failed_timeout_max_s)
@@ -229,6 +279,8 @@ def _fail(state: HostState, fact: Failure, rules: Rules) -> Change:
         times_down=doublings + 1,
         prober="",
         probe_until=0,
+        bad_checks=0,
+        good_checks=0,
     )
     return Change(failed, "host_down" if state.up else "", fact.reason, routing=True)
 
@@ -236,27 +288,66 @@ def _fail(state: HostState, fact: Failure, rules: Rules) -> Change:
 def _probe_failed(state: HostState, fact: Failure, rules: Rules) -> Change:
     if not fact.prober or fact.prober != state.prober:
         return Change(state)  # a last resort, or a prober whose lease went to another
-    counted = replace(
-        state,
-        failcount=_one_more(state),
-        failed_at=fact.at,
-        lastfail=max(fact.wall, state.lastfail),
-        reason=fact.reason,
-    )
-    return _fail(counted, fact, rules)
+    return _fail(_with_failure(state, fact, _one_more(state)), fact, rules)
+
+
+def _check_failed(state: HostState, fact: CheckFailed, rules: Rules) -> Change:
+    """A bad check of a host that is up: it counts as a failure, however long ago the one before was."""
+    if fact.began < state.changed_at:
+        return Change(state)
+    bad_checks = min(state.bad_checks + 1, COUNT_LIMIT)
+    counted = replace(_with_failure(state, fact, _one_more(state)), bad_checks=bad_checks)
+    if bad_checks >= fact.fall:
+        return _fail(counted, fact, rules)
+    return Change(counted, routing=state.failcount == 0)
+
+
+def _check_passed(state: HostState, fact: CheckPassed, _rules: Rules) -> Change:
+    """A good check of a host that is up takes back what bad checks counted, and nothing that requests did."""
+    if fact.began < state.changed_at or not state.bad_checks:
+        return Change(state)
+    failcount = max(0, state.failcount - state.bad_checks)
+    if not failcount:
+        return Change(_clean(state), routing=state.failcount > 0)
+    return Change(replace(state, failcount=failcount, bad_checks=0))
+
+
+def _still_bad(state: HostState, _fact: CheckFailed, _rules: Rules) -> Change:
+    return Change(replace(state, good_checks=0)) if state.good_checks else Change(state)
+
+
+def _rise(state: HostState, fact: CheckPassed, _rules: Rules) -> Change:
+    if fact.began < state.changed_at:
+        return Change(state)
+    good_checks = min(state.good_checks + 1, COUNT_LIMIT)
+    if good_checks < fact.rise:
+        return Change(replace(state, good_checks=good_checks))
+    checks = "check passed" if fact.rise == 1 else f"{fact.rise} checks passed"
+    return Change(_back(fact.at), "host_up", checks, routing=True)
+
+
+def _eject(state: HostState, fact: Eject, rules: Rules) -> Change:
+    if fact.began < state.changed_at:
+        return Change(state)
+    return _fail(_with_failure(state, fact, state.failcount), fact, rules)
+
+
+def may_eject(hosts_up: int, hosts: int) -> bool:
+    """Whether a soft rule may take one more host of a pool: at least half of it stays up."""
+    return 2 * (hosts_up - 1) >= hosts
 
 
 def _clear(state: HostState, fact: Success, _rules: Rules) -> Change:
     if fact.began < state.changed_at or state.failcount == 0:
         return Change(state)
-    return Change(_clean(state.changed_at), routing=True)
+    return Change(replace(_clean(state), bad_checks=state.bad_checks), routing=True)
 
 
 def _recover(state: HostState, fact: Success, _rules: Rules) -> Change:
     if fact.began < state.changed_at:
         return Change(state)
     reason = "probe succeeded" if state.status is Status.PROBING else "answered again"
-    return Change(_clean(fact.at), "host_up", reason, routing=True)
+    return Change(_back(fact.at), "host_up", reason, routing=True)
 
 
 def _lease(state: HostState, fact: Probe, _rules: Rules) -> Change:
@@ -274,36 +365,51 @@ def _release(state: HostState, fact: Release, _rules: Rules) -> Change:
 
 
 def _take_down(state: HostState, fact: Down, _rules: Rules) -> Change:
-    down = HostState(status=Status.MANUAL, changed_at=fact.at if state.up else state.changed_at, reason="by hand")
-    return Change(down, "host_down" if state.up else "", "by hand", routing=True)
+    reason = _by_hand(fact)
+    down = HostState(status=Status.MANUAL, changed_at=fact.at if state.up else state.changed_at, reason=reason)
+    return Change(down, "host_down" if state.up else "", reason, routing=True)
 
 
 def _put_back(_state: HostState, fact: Up, _rules: Rules) -> Change:
-    return Change(_clean(fact.at), "host_up", "by hand", routing=True)
+    return Change(_back(fact.at), "host_up", _by_hand(fact), routing=True)
+
+
+def _by_hand(fact: Down | Up) -> str:
+    return f"by hand: {fact.reason}" if fact.reason else "by hand"
 
 
 def _forgive(state: HostState, _fact: Up, _rules: Rules) -> Change:
-    return Change(_clean(state.changed_at), routing=True) if state.failcount else Change(state)
+    return Change(_clean(state), routing=True) if state.failcount or state.bad_checks else Change(state)
 
 
 def _revive(state: HostState, fact: Revive, _rules: Rules) -> Change:
     if fact.at < state.down_until:
         return Change(state)
-    return Change(_clean(fact.at), "host_up", "revived", routing=True)
+    return Change(_back(fact.at), "host_up", "revived", routing=True)
 
 
-def _clean(changed_at: float) -> HostState:
-    return HostState(changed_at=changed_at)
+def _clean(state: HostState) -> HostState:
+    """A host that is up and has no failures, as one that is up now."""
+    return HostState(changed_at=state.changed_at, back_at=state.back_at)
+
+
+def _back(at: float) -> HostState:
+    return HostState(changed_at=at, back_at=at)
 
 
 # A pair that is not here leaves the state as it is.
 _TRANSITIONS: Final[dict[tuple[Status, type], Callable[[HostState, Any, Rules], Change]]] = {
     (Status.UP, Failure): _count,
     (Status.UP, Success): _clear,
+    (Status.UP, CheckFailed): _check_failed,
+    (Status.UP, CheckPassed): _check_passed,
+    (Status.UP, Eject): _eject,
     (Status.UP, Down): _take_down,
     (Status.UP, Up): _forgive,
     (Status.FAILED, Success): _recover,
     (Status.FAILED, Probe): _lease,
+    (Status.FAILED, CheckFailed): _still_bad,
+    (Status.FAILED, CheckPassed): _rise,
     (Status.FAILED, Down): _take_down,
     (Status.FAILED, Up): _put_back,
     (Status.FAILED, Revive): _revive,
@@ -311,6 +417,8 @@ _TRANSITIONS: Final[dict[tuple[Status, type], Callable[[HostState, Any, Rules], 
     (Status.PROBING, Failure): _probe_failed,
     (Status.PROBING, Probe): _lease,
     (Status.PROBING, Release): _release,
+    (Status.PROBING, CheckFailed): _still_bad,
+    (Status.PROBING, CheckPassed): _rise,
     (Status.PROBING, Down): _take_down,
     (Status.PROBING, Up): _put_back,
     (Status.PROBING, Revive): _revive,
@@ -323,7 +431,7 @@ _TRANSITIONS: Final[dict[tuple[Status, type], Callable[[HostState, Any, Rules], 
 
 def added(at: float) -> HostState:
     """The state of a host that was just added: attempts of an earlier host of that id say nothing of it."""
-    return _clean(at)
+    return HostState(changed_at=at)
 
 
 def given(state: HostState, health: GivenHealth, at: float, rules: Rules) -> HostState:
@@ -335,7 +443,13 @@ def given(state: HostState, health: GivenHealth, at: float, rules: Rules) -> Hos
         return state
     changed_at = state.changed_at if health.up == state.up else at
     if health.up:
-        return HostState(failcount=health.failcount, lastfail=health.lastfail, failed_at=at, changed_at=changed_at)
+        return HostState(
+            failcount=health.failcount,
+            lastfail=health.lastfail,
+            failed_at=at,
+            changed_at=changed_at,
+            back_at=state.back_at if state.up else at,
+        )
     if not health.lastfail:
         return HostState(status=Status.MANUAL, changed_at=changed_at, reason="by hand")
     return HostState(
@@ -357,7 +471,7 @@ def shown(state: HostState) -> GivenHealth:
 
 def rebooted(state: HostState) -> HostState:
     """A state after the machine came up again: health is forgotten, what a person did is kept."""
-    return HostState(status=Status.MANUAL, reason=state.reason) if state.status is Status.MANUAL else _clean(0)
+    return HostState(status=Status.MANUAL, reason=state.reason) if state.status is Status.MANUAL else HostState()
 
 
 def encode_state(state: HostState) -> bytes:
