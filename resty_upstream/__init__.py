@@ -23,8 +23,9 @@ from resty_upstream.errors import (
     UpstreamNotFound,
 )
 from resty_upstream.events import HostEvent
+from resty_upstream.history import Transition
 from resty_upstream.methods import register_method
-from resty_upstream.model import Host, Pool
+from resty_upstream.model import HealthCheck, Host, OutlierDetection, Pool, Sticky
 from resty_upstream.selection import Explanation
 from resty_upstream.upstream import Upstream
 
@@ -35,6 +36,7 @@ __all__ = [
     "Attempts",
     "Connected",
     "Explanation",
+    "HealthCheck",
     "Host",
     "HostEvent",
     "HostExists",
@@ -43,17 +45,20 @@ __all__ = [
     "InvalidConfig",
     "MethodNotFound",
     "NoHostAvailable",
+    "OutlierDetection",
     "Pool",
     "PoolExists",
     "PoolNotFound",
     "Problem",
     "RequestContext",
     "RequestUpstreams",
+    "Sticky",
     "StoreBusy",
     "StoreError",
     "StoreFormatError",
     "StoreUnavailable",
     "StoreUnsafe",
+    "Transition",
     "Upstream",
     "UpstreamAPI",
     "UpstreamError",

@@ -15,6 +15,7 @@ from resty_upstream.model import (
     identifier,
     pool_from_options,
     record_key,
+    remark,
 )
 from resty_upstream.state import Down, Fact, Rules, Up, added, given
 
@@ -164,17 +165,27 @@ class UpstreamAPI:
 
         self.upstream.commit(change)
 
-    def down_host(self, pool_id: Id, host_id: Id) -> None:
-        """Take a host down by hand: nothing but :meth:`up_host` brings it back."""
-        self._apply(pool_id, host_id, Down(self.upstream.store.now()))
+    def down_host(self, pool_id: Id, host_id: Id, *, reason: str = "", by: str = "") -> None:
+        """Take a host down by hand: nothing but :meth:`up_host` brings it back.
 
-    def up_host(self, pool_id: Id, host_id: Id) -> None:
-        """Put a host back, with a clean state, whatever took it down."""
-        self._apply(pool_id, host_id, Up(self.upstream.store.now()))
+        :param reason: why, for those who look.
+        :param by: who does it, for :meth:`Upstream.history`.
+        """
+        fact = Down(self.upstream.store.now(), remark(reason, "reason"))
+        self._apply(pool_id, host_id, fact, remark(by, "by"))
 
-    def _apply(self, pool_id: Id, host_id: Id, fact: Fact) -> None:
+    def up_host(self, pool_id: Id, host_id: Id, *, reason: str = "", by: str = "") -> None:
+        """Put a host back, with a clean state, whatever took it down.
+
+        :param reason: why, for those who look.
+        :param by: who does it, for :meth:`Upstream.history`.
+        """
+        fact = Up(self.upstream.store.now(), remark(reason, "reason"))
+        self._apply(pool_id, host_id, fact, remark(by, "by"))
+
+    def _apply(self, pool_id: Id, host_id: Id, fact: Fact, by: str) -> None:
         def change(edit: Edit) -> None:
-            edit.apply(*_host(edit, pool_id, host_id), fact)
+            edit.apply(*_host(edit, pool_id, host_id), fact, by=by)
 
         self.upstream.commit(change)
 

@@ -281,6 +281,12 @@ def record_key(pool_id: str, host_id: str) -> str:
     return f"{pool_id}\x1f{host_id}"
 
 
+def split_key(key: str) -> tuple[str, str]:
+    """The ids of pool and host in the key of a record."""
+    pool_id, _, host_id = key.partition("\x1f")
+    return pool_id, host_id
+
+
 # ── the store's form ──────────────────────────────────────────────────────────────────────────
 
 
@@ -417,6 +423,17 @@ def identifier(value: object, path: str) -> str:
             "id",
         )
     )
+
+
+def remark(value: object, path: str) -> str:
+    """What a person says, if it is up to 200 characters of text in one line.
+
+    :raises InvalidConfig: naming ``path``.
+    """
+    if isinstance(value, str) and len(value) <= 200 and not _has_control_characters(value):
+        return value
+    what = f"{path} must be at most 200 characters of text in one line"
+    raise InvalidConfig(Problem(f"{what}, not {shown_value(value)}"))
 
 
 # ── checking ──────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError
 from resty_upstream.events import HostEvent, Listeners
+from resty_upstream.history import Transition, encode_transition, standing
 from resty_upstream.methods import is_registered
 from resty_upstream.model import (
     Config,
@@ -36,6 +37,7 @@ from resty_upstream.model import (
     merge,
     pools_to_dicts,
     record_key,
+    split_key,
 )
 from resty_upstream.selection import EMPTY, Snapshot, Target, build, update
 from resty_upstream.state import (
@@ -119,8 +121,11 @@ class Edit:
         self.view.put(record_key(pool_id, host_id), encode_state(state))
         self.view.touch()
 
-    def apply(self, pool: Pool, host: Host, fact: Fact) -> HostState | None:
-        """Let a fact work on a host: write and note the event if it changes something."""
+    def apply(self, pool: Pool, host: Host, fact: Fact, *, by: str = "") -> HostState | None:
+        """Let a fact work on a host: write, record and note the event if it changes something.
+
+        :param by: who did it.
+        """
         state = self.state(pool.id, host.id)
         if state is None:
             return None
@@ -129,13 +134,32 @@ class Edit:
             self.view.put(record_key(pool.id, host.id), encode_state(change.state))
         if change.routing:
             self.view.touch()
-        self.note(pool, host, change)
+        self.note(pool, host, state, change, by=by)
         return change.state
 
-    def note(self, pool: Pool, host: Host, change: Change) -> None:
-        """Remember the event of a change, to be emitted after the commit."""
+    def note(self, pool: Pool, host: Host, before: HostState, change: Change, *, by: str = "") -> None:
+        """Record a transition, and remember its event, to be emitted after the commit."""
+        reason = change.reason or change.state.reason
+        self.record(record_key(pool.id, host.id), before, change.state, reason, by=by)
         if change.event:
             self.events.append(HostEvent(change.event, self._upstream_id, pool, host, change.reason, time.time()))
+
+    def record(self, key: str, before: HostState, after: HostState, reason: str, *, by: str = "") -> None:
+        """Put what happened to a host into the history, if it is a transition."""
+        was, became = standing(before.status), standing(after.status)
+        if was != became:
+            pool_id, host_id = split_key(key)
+            transition = Transition(
+                at=time.time(),
+                pool=pool_id,
+                host=host_id,
+                before=was,
+                after=became,
+                reason=reason,
+                process=os.getpid(),
+                by=by,
+            )
+            self.view.log(encode_transition(transition))
 
 
 def nothing(_edit: Edit) -> None:
@@ -407,6 +431,7 @@ class Replica:
         """Times of another boot mean nothing now: forget health, keep what a person did."""
         for key, state in edit.states.items():
             edit.view.put(key, encode_state(rebooted(state)))
+            edit.record(key, state, rebooted(state), "the machine was started again")
         edit.save(replace(edit.config, clock=self.store.clock_id))
 
     def _merge_declared(self, edit: Edit, declared: Definition) -> None:
@@ -438,8 +463,8 @@ class Replica:
                 state = given(old, health, now, Rules.of(pool))
             if state is not old:
                 edit.put(pool.id, host.id, state)
-            if old is not None and old.up != state.up:
-                edit.note(pool, host, Change(state, "host_up" if state.up else "host_down", "by hand"))
+            if old is not None:
+                edit.note(pool, host, old, _change_by_hand(old, state))
         edit.save(config)
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -613,6 +638,12 @@ class Replica:
 def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:
     """Whether a person changed anything at run time."""
     return config.pools != config.declared or any(state.status is Status.MANUAL for state in states.values())
+
+
+def _change_by_hand(before: HostState, after: HostState) -> Change:
+    if before.up == after.up:
+        return Change(after, reason="by hand")
+    return Change(after, "host_up" if after.up else "host_down", "by hand")
 
 
 def _is_news(observation: Observation, current: Target | None) -> bool:

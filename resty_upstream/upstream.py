@@ -14,12 +14,13 @@ from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
 from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, StoreUnsafe
 from resty_upstream.events import EventName, Listener, Listeners
+from resty_upstream.history import Transition, read_history
 from resty_upstream.methods import find_method
 from resty_upstream.model import Definition, flag, identifier, parse_duration_s, pools_from_dicts
 from resty_upstream.replica import Edit, Replica, nothing
 from resty_upstream.selection import Explanation
 from resty_upstream.state import Revive
-from resty_upstream.stores import Store, open_store
+from resty_upstream.stores import LOG_ENTRIES, Store, open_store
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +39,9 @@ _STORE_MEMBERS: Final = (
     "examine",
     "namespaces",
     "transact",
+    "history",
     "lease",
+    "holder",
     "release",
     "now",
     "close",
@@ -235,6 +238,14 @@ class Upstream:
         ``str()`` of it is a text for people. Nothing is connected, and no method moves on.
         """
         return self._context().explain(key)
+
+    def history(self, limit: int = LOG_ENTRIES) -> list[Transition]:
+        """The last transitions of hosts, made by any process, the newest at the end; a thousand are kept.
+
+        :param limit: how many at most.
+        :raises StoreError: when the store cannot be read.
+        """
+        return read_history(self.store, self.id, limit)
 
     def bind(self, event: EventName, func: Listener) -> None:
         """Call ``func(event)`` at every ``host_up`` or ``host_down`` that this process causes.

@@ -1,6 +1,6 @@
 """Where pools and health are kept: a small protocol that knows nothing of balancing.
 
-A store holds, for each namespace (an upstream's id), one configuration document and many small records,
+A store holds, for each namespace (an upstream's id), one configuration document, many small records and a log,
 all of them bytes to it, and a generation that moves when routing may have changed.
 """
 
@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 WAIT_S = 5.0
 """How long a change made by a person may wait for the store, in seconds."""
+LOG_ENTRIES = 1000
+"""How many entries of a namespace's log are kept: the last ones."""
 
 
 class Document(NamedTuple):
@@ -49,17 +51,22 @@ class View:
         load_config: Callable[[], bytes],
         load: Callable[[str], bytes | None],
         load_keys: Callable[[], list[str]],
+        load_holder: Callable[[str], str],
         *,
         has_config: bool,
     ) -> None:
         self._load_config = load_config
         self._load = load
         self._load_keys = load_keys
+        self.holder = load_holder
+        """Who has a lease, or "": as of this transaction, which a holder that lost it meanwhile can rely on."""
         self._config: bytes | None = None
         self.has_config = has_config
         """Whether a configuration was ever written; told without loading it."""
         self.written: dict[str, bytes | None] = {}
         """The records to be written; None deletes."""
+        self.logged: list[bytes] = []
+        """What is to be added to the log."""
         self.config_written = False
         self.touched = False
         """Whether the generation is to move."""
@@ -99,6 +106,10 @@ class View:
             else:
                 keys[key] = None
         return list(keys)
+
+    def log(self, entry: bytes) -> None:
+        """Add to the namespace's log, of which the last :data:`LOG_ENTRIES` are kept."""
+        self.logged.append(entry)
 
     def touch(self) -> None:
         """Routing changes: move the generation when this is committed."""
@@ -149,10 +160,23 @@ class Store(Protocol):
         """
         ...
 
-    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+    def history(self, ns: str, limit: int = LOG_ENTRIES) -> list[bytes]:
+        """The last entries of the namespace's log, at most ``limit``, the newest at the end."""
+        ...
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float, *, wait_s: float = WAIT_S) -> bool:
         """Whether ``owner`` now has the exclusive right ``name``, for ``ttl_s`` seconds from now.
 
         An owner that has it already renews it.
+
+        :raises StoreBusy: when another holds the store for more than ``wait_s`` seconds.
+        """
+        ...
+
+    def holder(self, ns: str, name: str, *, wait_s: float = WAIT_S) -> str:
+        """Who has the lease ``name`` now; "" where nobody has.
+
+        :raises StoreBusy: when another holds the store for more than ``wait_s`` seconds.
         """
         ...
 

@@ -6,13 +6,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import NamedTuple, TypeVar
 
 from resty_upstream.errors import StoreBusy
-from resty_upstream.stores import WAIT_S, Changes, Document, View
+from resty_upstream.stores import LOG_ENTRIES, WAIT_S, Changes, Document, View
 
 T = TypeVar("T")
 
@@ -29,6 +31,7 @@ class _Namespace:
     deleted: int = 0
     """The last commit that deleted a record."""
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    log: deque[bytes] = field(default_factory=lambda: deque(maxlen=LOG_ENTRIES))
 
 
 class _Mark(NamedTuple):
@@ -63,9 +66,7 @@ class MemoryStore:
 
     def changes(self, ns: str, since: object = None, *, wait_s: float = WAIT_S) -> Changes:
         """See :class:`~resty_upstream.stores.Store`."""
-        if not self._lock.acquire(timeout=wait_s):
-            raise StoreBusy(f"another thread held the store for more than {wait_s * 1000:g} ms")
-        try:
+        with self._held(wait_s):
             space = self._space(ns)
             mark = _Mark(space, space.commits)
             if not isinstance(since, _Mark) or since.space is not space or since.commits < space.deleted:
@@ -73,8 +74,6 @@ class MemoryStore:
             written = takewhile(lambda key: space.writes[key] > since.commits, reversed(space.writes))
             config = space.config if space.config_changed > since.commits else None
             return Changes(mark, config, {key: space.records[key] for key in written}, is_all=False)
-        finally:
-            self._lock.release()
 
     def examine(self) -> bool:
         """See :class:`~resty_upstream.stores.Store`."""
@@ -87,46 +86,57 @@ class MemoryStore:
 
     def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = WAIT_S) -> T:
         """See :class:`~resty_upstream.stores.Store`."""
-        if not self._lock.acquire(timeout=wait_s):
-            raise StoreBusy(f"another thread held the store for more than {wait_s * 1000:g} ms")
-        try:
+        with self._held(wait_s):
             space = self._space(ns)
             view = View(
                 lambda: space.config,
                 space.records.get,
                 lambda: list(space.records),
+                lambda name: self._holder(space, name),
                 has_config=bool(space.config),
             )
             result = fn(view)
-            space.commits += 1
-            for key, data in view.written.items():
-                space.writes.pop(key, None)
-                if data is None:
-                    space.records.pop(key, None)
-                    space.deleted = space.commits
-                else:
-                    space.records[key] = data
-                    space.writes[key] = space.commits
-            if view.config_written:
-                space.config = view.config
-                space.config_changed = space.commits
-            if view.touched:
-                space.generation += 1
-                self._generations[ns] = space.generation
+            self._write(ns, space, view)
             return result
-        finally:
-            self._lock.release()
 
-    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+    def _write(self, ns: str, space: _Namespace, view: View) -> None:
+        space.commits += 1
+        for key, data in view.written.items():
+            space.writes.pop(key, None)
+            if data is None:
+                space.records.pop(key, None)
+                space.deleted = space.commits
+            else:
+                space.records[key] = data
+                space.writes[key] = space.commits
+        if view.config_written:
+            space.config = view.config
+            space.config_changed = space.commits
+        space.log.extend(view.logged)
+        if view.touched:
+            space.generation += 1
+            self._generations[ns] = space.generation
+
+    def history(self, ns: str, limit: int = LOG_ENTRIES) -> list[bytes]:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            log = self._space(ns).log
+            return list(islice(log, max(0, len(log) - limit), None))
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float, *, wait_s: float = WAIT_S) -> bool:
         """See :class:`~resty_upstream.stores.Store`."""
         now = self.now()
-        with self._lock:
-            leases = self._space(ns).leases
-            holder, expires = leases.get(name, (owner, 0.0))
-            if holder != owner and now < expires:
+        with self._held(wait_s):
+            space = self._space(ns)
+            if self._holder(space, name) not in ("", owner):
                 return False
-            leases[name] = (owner, now + ttl_s)
+            space.leases[name] = (owner, now + ttl_s)
             return True
+
+    def holder(self, ns: str, name: str, *, wait_s: float = WAIT_S) -> str:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._held(wait_s):
+            return self._holder(self._space(ns), name)
 
     def release(self, ns: str, name: str, owner: str) -> None:
         """See :class:`~resty_upstream.stores.Store`."""
@@ -134,6 +144,19 @@ class MemoryStore:
             leases = self._space(ns).leases
             if leases.get(name, ("", 0.0))[0] == owner:
                 del leases[name]
+
+    def _holder(self, space: _Namespace, name: str) -> str:
+        owner, expires = space.leases.get(name, ("", 0.0))
+        return owner if self.now() < expires else ""
+
+    @contextmanager
+    def _held(self, wait_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=wait_s):
+            raise StoreBusy(f"another thread held the store for more than {wait_s * 1000:g} ms")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Nothing to give up: what is stored stays until the object goes."""

@@ -34,13 +34,13 @@ from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable, StoreUnsafe
-from resty_upstream.stores import WAIT_S, Changes, Document, View
+from resty_upstream.stores import LOG_ENTRIES, WAIT_S, Changes, Document, View
 from resty_upstream.stores.places import examine_directory, require_private_directory
 
 T = TypeVar("T")
 
 _APPLICATION_ID: Final = 0x52555053  # "RUPS"
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 _CHECK_EVERY_S: Final = 1.0
 _FORK_WAIT_S: Final = 5.0
 _READ_WAIT_S: Final = 0.25
@@ -55,6 +55,7 @@ _CONTENT: Final = {
     "config": "SELECT ns, data, 0 FROM config",
     "record": "SELECT ns, key, data, 0 FROM record",
     "generation": "SELECT ns, value, 0, NULL FROM generation WHERE ns <> ''",
+    "log": "SELECT NULL, ns, data FROM log ORDER BY id",
 }
 _SHUT: Final[Sequence[int]] = (-1,)
 _OUR_FILES: Final = ("", ".bell")
@@ -70,6 +71,8 @@ _SCHEMA: Final = f"""
     CREATE INDEX record_changed ON record (ns, changed);
     CREATE TABLE lease (ns TEXT, name TEXT, owner TEXT NOT NULL, clock TEXT NOT NULL, expires REAL NOT NULL,
                         PRIMARY KEY (ns, name)) WITHOUT ROWID;
+    CREATE TABLE log (id INTEGER PRIMARY KEY, ns TEXT NOT NULL, data BLOB NOT NULL);
+    CREATE INDEX log_of ON log (ns, id);
     INSERT INTO generation VALUES ('', {{generation}}, 0, {{lineage}});
     PRAGMA application_id = {_APPLICATION_ID};
     PRAGMA user_version = {_SCHEMA_VERSION};
@@ -86,6 +89,12 @@ _NOTE: Final = """
     INSERT INTO generation (ns, value, deleted) VALUES (:ns, :value, :deleted)
     ON CONFLICT (ns) DO UPDATE SET value = max(value, :value), deleted = max(deleted, :deleted)
 """
+_HOLDER: Final = "SELECT owner FROM lease WHERE ns = ? AND name = ? AND clock = ? AND expires > ?"
+_HISTORY: Final = "SELECT data FROM log WHERE ns = ? ORDER BY id DESC LIMIT ?"
+_FORGET: Final = f"""
+    DELETE FROM log WHERE ns = :ns
+    AND id <= (SELECT id FROM log WHERE ns = :ns ORDER BY id DESC LIMIT 1 OFFSET {LOG_ENTRIES})
+"""  # noqa: S608 - a constant
 
 _log = logging.getLogger("resty_upstream.store")
 
@@ -199,13 +208,20 @@ class SqliteStore:
         """See :class:`~resty_upstream.stores.Store`."""
         return self._run(functools.partial(self._transact, ns, fn), wait_s)
 
-    def lease(self, ns: str, name: str, owner: str, ttl_s: float) -> bool:
+    def history(self, ns: str, limit: int = LOG_ENTRIES) -> list[bytes]:
+        """See :class:`~resty_upstream.stores.Store`."""
+
+        def work(db: sqlite3.Connection) -> list[bytes]:
+            return [data for (data,) in db.execute(_HISTORY, (ns, limit))][::-1]
+
+        return self._run(work, _READ_WAIT_S)
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float, *, wait_s: float = WAIT_S) -> bool:
         """See :class:`~resty_upstream.stores.Store`."""
         now = self.now()
 
         def work(db: sqlite3.Connection) -> bool:
-            held = "SELECT 1 FROM lease WHERE ns = ? AND name = ? AND owner <> ? AND clock = ? AND expires > ?"
-            if db.execute(held, (ns, name, owner, self.clock_id, now)).fetchone():
+            if self._holder(ns, name, db) not in ("", owner):
                 return False
             written = db.execute(
                 "INSERT INTO lease VALUES (:ns, :name, :owner, :clock, :expires) ON CONFLICT (ns, name) "
@@ -222,7 +238,11 @@ class SqliteStore:
             )
             return written.rowcount == 1
 
-        return self._run(work, WAIT_S)
+        return self._run(work, wait_s)
+
+    def holder(self, ns: str, name: str, *, wait_s: float = WAIT_S) -> str:
+        """See :class:`~resty_upstream.stores.Store`."""
+        return self._run(functools.partial(self._holder, ns, name), wait_s)
 
     def release(self, ns: str, name: str, owner: str) -> None:
         """See :class:`~resty_upstream.stores.Store`."""
@@ -239,6 +259,9 @@ class SqliteStore:
             self._next_check = float("-inf")
 
     # ── operations on an open database ────────────────────────────────────────────────────────
+
+    def _holder(self, ns: str, name: str, db: sqlite3.Connection) -> str:
+        return _value(db, str, _HOLDER, (ns, name, self.clock_id, self.now())) or ""
 
     def _read(self, ns: str, db: sqlite3.Connection) -> Document:
         db.execute("BEGIN")
@@ -283,7 +306,8 @@ class SqliteStore:
                 # What is written to a file that has no name any more is lost.
                 raise _Moved("the file is another one")
             has_config = db.execute("SELECT 1 FROM config WHERE ns = ?", (ns,)).fetchone() is not None
-            view = View(load_config, load, load_keys, has_config=has_config)
+            load_holder = functools.partial(self._holder, ns, db=db)
+            view = View(load_config, load, load_keys, load_holder, has_config=has_config)
             result = fn(view)
             generation = self._write(ns, view, db)
             db.execute("COMMIT")
@@ -301,6 +325,10 @@ class SqliteStore:
 
     def _write(self, ns: str, view: View, db: sqlite3.Connection) -> int | None:
         """Put what ``fn`` wrote into the open transaction; the new generation, where it moves."""
+        for entry in view.logged:
+            db.execute("INSERT INTO log (ns, data) VALUES (?, ?)", (ns, entry))
+        if view.logged:
+            db.execute(_FORGET, {"ns": ns})
         if not (view.config_written or view.written or view.touched):
             return None
         changed = _generation(db) + 1
@@ -753,7 +781,7 @@ def _lineage(db: sqlite3.Connection) -> int:
     return value
 
 
-def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str | int, ...]) -> T | None:
+def _value(db: sqlite3.Connection, kind: type[T], query: str, parameters: tuple[str | float, ...]) -> T | None:
     """The single value of a query, of the type that was written; None when there is no row."""
     row = db.execute(query, parameters).fetchone()
     if row is not None and not isinstance(row[0], kind):
