@@ -66,9 +66,9 @@ async def connect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.Stre
     attempt.bounded = True
     address = literal_address(attempt)
     if address is None:
-        sock = await _resolve_and_try_each(attempt, _dial)
+        sock = await _resolve_and_try_each(attempt, dial)
     else:
-        sock = await _dial(address, attempt.timeout_s)
+        sock = await dial(address, attempt.timeout_s)
     try:
         return await asyncio.open_connection(sock=sock)
     except BaseException:
@@ -99,7 +99,11 @@ async def connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket
     return await _resolve_and_try_each(attempt, dial)
 
 
-async def _dial(address: Address, timeout_s: float) -> socket.socket:
+async def dial(address: Address, timeout_s: float) -> socket.socket:
+    """A new socket, connected and non-blocking.
+
+    :raises OSError: what went wrong; ``TimeoutError`` after ``timeout_s`` seconds.
+    """
     sock = socket.socket(address.family, _NON_BLOCKING_STREAM)
     try:
         if not _at_once(sock, address):

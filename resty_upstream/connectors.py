@@ -225,12 +225,13 @@ def literal_address(attempt: Attempt) -> Address | None:
     """The address of a host that needs no look-up; parsed once per snapshot."""
     target = attempt.target
     if not target.parsed:
-        target.address = _parsed(target.host)
+        target.address = parse_address(target.host)
         target.parsed = True
     return cast("Address | None", target.address)
 
 
-def _parsed(host: Host) -> Address | None:
+def parse_address(host: Host) -> Address | None:
+    """The address of a host that needs no look-up; None for a name."""
     path = host.unix_path
     if path is not None:
         return Address(socket.AF_UNIX, path)

@@ -240,6 +240,9 @@ class GivenHealth(Struct, frozen=True, kw_only=True):
     """Epoch seconds of the last failure; 0 is none."""
 
 
+_OF_CHECKS: Final = ("last_check", "last_result")
+"""What plain dicts have of the last check of a host: to be looked at, nothing that could be given."""
+
 Pools = tuple[Pool, ...]
 
 
@@ -587,7 +590,8 @@ def _host(
         problems.append(_not_options(path, options))
         return None, None
     health_options = {name: options[name] for name in options if name in GivenHealth.__struct_fields__}
-    host_options = {name: options[name] for name in options if name not in health_options}
+    others = {*health_options, *_OF_CHECKS}
+    host_options = {name: options[name] for name in options if name not in others}
     before = len(problems)
     values = _checked(Host, host_options, path, problems, more=GivenHealth.__struct_fields__)
     if "host" not in host_options:

@@ -17,12 +17,14 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from random import Random
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError
 from resty_upstream.events import HostEvent, Listeners
+from resty_upstream.health.functions import CheckFunction, Functions
+from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.history import Transition, encode_transition, standing
 from resty_upstream.methods import is_registered
 from resty_upstream.model import (
@@ -58,6 +60,9 @@ from resty_upstream.state import (
     shown,
 )
 from resty_upstream.stores import WAIT_S, Changes, Store, View
+
+if TYPE_CHECKING:
+    from resty_upstream.health.runner import Checker
 
 T = TypeVar("T")
 
@@ -176,6 +181,9 @@ class Replica:
         self.listeners = listeners
         self.configured: bool | None = None
         """Whether pools were stored already when the store was first read; None until then."""
+        self.is_checked = False
+        """Whether some host has an active check, as far as this process knows."""
+        self.functions = Functions()
         self._declared: Definition | None = None
         self._declared_is_new = False
         self._mark: object = None  # how far this process knows the store
@@ -202,6 +210,8 @@ class Replica:
         self._shows_in_flight = False
         self._flush_again_at = float("-inf")
         self._claim_again_at: dict[str, float] = {}
+        self.checker: Checker | None = None
+        """What checks hosts from this process."""
         self._forked = True  # the next snapshot starts at positions of its own
         self._pid = os.getpid()
 
@@ -216,6 +226,8 @@ class Replica:
         """Have the next transaction of this process merge these pools into the stored ones."""
         self._declared = definition
         self._declared_is_new = True
+        self.functions = Functions()
+        self.is_checked = self.is_checked or _are_checked(definition.pools)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
 
@@ -322,6 +334,7 @@ class Replica:
             states = self._states | self._with_queue(queued)
             previous = EMPTY if begin_anew else self._snapshot
             self._snapshot = build(pools, states, random=self._random, secret=secret, previous=previous)
+            self.is_checked = _are_checked(pools)
         else:
             # Also those of which something was queued, which may have come to nothing.
             states = self._with_queue({*changed, *queued, *self._on_top})
@@ -510,6 +523,9 @@ class Replica:
         now = self.now()
         if now < self._claim_again_at.get(target.key, float("-inf")):
             return ""
+        if target.pool.check_of(target.host) is not None and self.is_somebody_checking():
+            self._claim_again_at[target.key] = now + _CLAIM_AGAIN_S
+            return ""
         prober = f"{os.getpid()}-{secrets.token_hex(6)}"
         lease_s = max(target.timeout_s, float(target.pool.failed_timeout)) + 1.0
         fact = Probe(now, prober, lease_s)
@@ -526,6 +542,24 @@ class Replica:
             return prober
         self._claim_again_at[target.key] = now + wait_s
         return ""
+
+    # ── active checks ─────────────────────────────────────────────────────────────────────────
+
+    def is_somebody_checking(self) -> bool:
+        """Whether a process of all checks hosts now: requests leave it to that one to find out who is back."""
+        try:
+            return bool(self.store.holder(self.id, CHECKER_LEASE, wait_s=_patience_s()))
+        except StoreError:
+            return False
+
+    def check_function(self, name: str) -> CheckFunction | None:
+        """The application's function of that name, if this process may call it."""
+        return self.functions.find(name, self.declared or ())
+
+    def would_change(self, key: str, fact: Fact) -> bool:
+        """Whether a fact changes the state of a host, as far as this process knows."""
+        target = self.snapshot().targets.get(key)
+        return target is not None and _is_news(Observation(target, fact), target)
 
     # ── the queue ─────────────────────────────────────────────────────────────────────────────
 
@@ -622,6 +656,7 @@ class Replica:
         """All pools as plain dicts, counts as of now."""
         snapshot = self.snapshot()
         pools: Pools = snapshot.pools
+        checks: Mapping[str, LastCheck] = {}
         states: dict[str, HostState] = {key: target.state for key, target in snapshot.targets.items()}
         if self._trouble is None:
             try:
@@ -630,14 +665,25 @@ class Replica:
                 if config is not None:
                     pools = config.pools
                     states = ({} if changes.is_all else self._states) | _decode_states(changes.records)
+                checks = read_results(self.store, self.id) if _are_checked(pools) else {}
             except StoreError as error:
                 self._suffer(error)
-        return pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
+        plain = pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
+        for pool in pools:
+            for host in pool.hosts:
+                last = checks.get(record_key(pool.id, host.id))
+                if last is not None and pool.check_of(host) is not None:
+                    plain[pool.id]["hosts"][host.id] |= {"last_check": last.wall, "last_result": str(last.result)}
+        return plain
 
 
 def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:
     """Whether a person changed anything at run time."""
     return config.pools != config.declared or any(state.status is Status.MANUAL for state in states.values())
+
+
+def _are_checked(pools: Pools) -> bool:
+    return any(pool.check_of(host) is not None for pool in pools for host in pool.hosts)
 
 
 def _change_by_hand(before: HostState, after: HostState) -> Change:

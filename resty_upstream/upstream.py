@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -218,10 +219,36 @@ class Upstream:
 
     def close(self) -> None:
         """Write what waits to be written, and close the store. May be called again; use opens it again."""
+        self.stop_checker()
         if self.replica.has_queue:
             with contextlib.suppress(StoreError):  # said already
                 self.replica.commit(nothing, wait_s=_LAST_WAIT_S)
         self.store.close()
+
+    # ── active checks ─────────────────────────────────────────────────────────────────────────
+
+    def start_checker(self, *, dedicated: bool = False) -> None:
+        """Check the hosts that have a ``healthcheck``, from a thread of this process.
+
+        Web workers do it by themselves, at their first request. Of all processes that share the store one checks
+        at a time, and another goes on within three intervals when it is killed or stopped. Nothing happens where
+        the checker runs already.
+
+        :param dedicated: whether this process is there for it: web workers leave it alone then.
+        """
+        from resty_upstream.health.runner import Checker
+
+        with _checker_lock:
+            checker = self.replica.checker
+            if checker is None or not checker.is_alive:
+                self.replica.checker = checker = Checker(self, dedicated=dedicated)
+                checker.start()
+
+    def stop_checker(self) -> None:
+        """End what :meth:`start_checker` began; another process goes on at once."""
+        checker, self.replica.checker = self.replica.checker, None
+        if checker is not None:
+            checker.stop()
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────
 
@@ -298,16 +325,20 @@ class Upstream:
         return self.commit(change)
 
     def revive_hosts(self) -> None:
-        """Give every failed host whose time is over a clean state now; not those taken down by hand.
+        """Give every failed host whose time is over a clean state now.
+
+        Not those taken down by hand, nor those that active checks watch, which say when they are back.
 
         :raises StoreError: when the store cannot be used.
         """
         fact = Revive(self.store.now())
+        checked = self.replica.is_checked and self.replica.is_somebody_checking()
 
         def change(edit: Edit) -> None:
             for pool in edit.config.pools:
                 for host in pool.hosts:
-                    edit.apply(pool, host, fact)
+                    if not (checked and pool.check_of(host)):
+                        edit.apply(pool, host, fact)
 
         self.commit(change)
 
@@ -320,6 +351,9 @@ class Upstream:
         result = self.replica.commit(change)
         self.replica.snapshot()  # and so that this process knows what it did, should the store be lost
         return result
+
+
+_checker_lock = threading.Lock()
 
 
 def _definition(pools: Mapping[Any, Any]) -> Definition:
