@@ -34,6 +34,8 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from resty_upstream.errors import StoreBusy, StoreError
 from resty_upstream.health.checks import NotOurTurn, run_check
 from resty_upstream.health.functions import BUILT_IN
@@ -77,7 +79,7 @@ _log = logging.getLogger("resty_upstream.health")
 class _Duty:
     """A host that is to be checked."""
 
-    __slots__ = ("check", "due", "host", "is_running", "key", "last_ok", "pool", "up")
+    __slots__ = ("began", "check", "due", "host", "is_running", "key", "last", "pool", "up")
 
     def __init__(self, pool: Pool, host: Host, check: HealthCheck, *, up: bool) -> None:
         self.key = record_key(pool.id, host.id)
@@ -88,7 +90,9 @@ class _Duty:
         self.due = 0.0
         """When the next check begins, on the store's clock."""
         self.is_running = False
-        self.last_ok: bool | None = None
+        self.began = 0.0
+        """When the check that is running began."""
+        self.last: LastCheck | None = None
 
     @property
     def interval_s(self) -> float:
@@ -188,17 +192,13 @@ class Checker:
             await self._end()
 
     async def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._flushing is None and self._done:
-            with contextlib.suppress(StoreError):
-                self._write(self._done, _LAST_WAIT_S)
-        self._lease_until = float("-inf")
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing], timeout=_LAST_WAIT_S)
         with contextlib.suppress(StoreError):
-            self._store.release(self._id, CHECKER_LEASE, self._owner)
+            self._give_up(_LAST_WAIT_S)
             if self._dedicated:
                 self._store.release(self._id, PROCESS_LEASE, self._owner)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _wake(self) -> None:
         if self._woken is not None:
@@ -302,9 +302,14 @@ class Checker:
             return True
         return not self._store.holder(self._id, PROCESS_LEASE, wait_s=_STORE_WAIT_S)
 
-    def _give_up(self) -> None:
+    def _give_up(self, wait_s: float = _STORE_WAIT_S) -> None:
+        """Have another checker go on from here: also those checks that are broken off have been made."""
+        for task in self._tasks:
+            task.cancel()
         if self.is_checking:
             self._lease_until = float("-inf")
+            begun = [duty for duty in self._duties.values() if duty.is_running]
+            self._write([*self._done, *(_broken_off(duty, self._now()) for duty in begun)], wait_s)
             self._store.release(self._id, CHECKER_LEASE, self._owner)
         self._done.clear()
         self._flush_at = float("inf")
@@ -315,7 +320,7 @@ class Checker:
         self._schedule.clear()
         for duty in self._duties.values():
             last = results.get(duty.key)
-            duty.last_ok = last.ok if last else None
+            duty.last = last
             soonest = now + self._random.random() * _SPREAD * duty.interval_s
             regular = last.began + self._jittered(duty.interval_s) if last and last.began <= now else now
             self._plan(duty, max(soonest, regular) if regular > now else soonest)
@@ -334,14 +339,14 @@ class Checker:
             task.add_done_callback(self._tasks.discard)
 
     async def _check(self, duty: _Duty) -> None:
-        began = self._now()
+        duty.began = self._now()
         try:
             result = await self._result_of(duty)
             if result is not None:
-                self._note(duty, result, began)
+                self._note(duty, result)
         finally:
             duty.is_running = False
-            self._plan(duty, max(self._now(), began + self._jittered(duty.interval_s)))
+            self._plan(duty, max(self._now(), duty.began + self._jittered(duty.interval_s)))
             self._wake()
 
     async def _result_of(self, duty: _Duty) -> Result | None:
@@ -372,11 +377,11 @@ class Checker:
         self._in_threads.add(key)
         return await _in_daemon_thread(work)
 
-    def _note(self, duty: _Duty, result: Result, began: float) -> None:
+    def _note(self, duty: _Duty, result: Result) -> None:
         now = self._now()
-        last = LastCheck(began=began, at=now, wall=time.time(), ok=result.ok, reason=result.reason)
+        last = LastCheck(began=duty.began, at=now, wall=time.time(), ok=result.ok, reason=result.reason)
         done = _Done(duty, last, self._is_news(duty, last))
-        duty.last_ok = result.ok
+        duty.last = last
         self._done.append(done)
         del self._done[:-_MOST_KEPT]
         self._flush_at = now if done.is_news else min(self._flush_at, now + _KEPT_S)
@@ -385,7 +390,11 @@ class Checker:
         """Whether the result may change the state: counts of checks are not in this process's copy."""
         if last.ok is None:
             return False
-        return last.ok is not duty.last_ok or self._replica.would_change(duty.key, self._fact(duty, last))
+        return (
+            duty.last is None
+            or last.ok is not duty.last.ok
+            or self._replica.would_change(duty.key, self._fact(duty, last))
+        )
 
     def _fact(self, duty: _Duty, last: LastCheck) -> CheckPassed | CheckFailed:
         if last.ok:
@@ -432,6 +441,12 @@ class Checker:
             return True
 
         return self._replica.commit(change, wait_s=wait_s)
+
+
+def _broken_off(duty: _Duty, now: float) -> _Done:
+    """A check without a result, of which only matters when it began."""
+    last = duty.last or LastCheck(began=now, at=now, wall=time.time(), ok=None, reason="broken off")
+    return _Done(duty, replace(last, began=duty.began), is_news=False)
 
 
 def _lease_s(duties: Mapping[str, _Duty]) -> float:

@@ -136,6 +136,8 @@ def _forget(*, setting: str, **_kwargs: object) -> None:
     """Tests that override the setting get upstreams of their own."""
     if setting == "UPSTREAMS":
         with _lock:
+            for upstream in _upstreams.values():
+                upstream.stop_checker()
             _upstreams.clear()
             for store in _stores.values():
                 store.close()
