@@ -88,4 +88,4 @@ def _connect_with_key(upstream: Upstream) -> Sample:
 def _pick(upstream: Upstream) -> Sample:
     (plan,) = upstream.replica.snapshot().plans
     pick, next_key, tried = plan.pick, cycle(_KEYS).__next__, frozenset[Target]()
-    return calling(lambda: pick(next_key, tried))
+    return calling(lambda: pick(lambda _pool: next_key(), tried))

@@ -200,6 +200,16 @@ class Replica:
         """Whether :meth:`snapshot` has something to give without opening the store."""
         return self._snapshot is not EMPTY
 
+    @property
+    def is_sticky(self) -> bool:
+        """Whether sessions stay at hosts, as far as this process knows; without a look at the store."""
+        return self._snapshot.is_sticky or self._snapshot is EMPTY
+
+    @property
+    def secret(self) -> bytes:
+        """What all processes that share the store know, and nobody else; empty as long as it was never read."""
+        return self._secret
+
     def snapshot(self) -> Snapshot:
         """What this process knows; as new as the store's version. Never raises for the store."""
         version = self.store.version(self.id)

@@ -55,7 +55,7 @@ def offered(
     return list(
         choices(
             snapshot,
-            key=lambda: None,
+            key=lambda _pool: None,
             tried={target for target in snapshot.targets.values() if target.id in set(tried)},
             now=lambda: NOW,
             claim=lambda target: f"lease on {target.id}" if granted else "",
@@ -241,7 +241,7 @@ def seen(found: Snapshot) -> object:
 
 def picked(found: Snapshot) -> list[set[str]]:
     """What each pool's method picks."""
-    return [{target.id for _ in range(7) if (target := plan.pick(lambda: "k", ()))} for plan in found.plans]
+    return [{target.id for _ in range(7) if (target := plan.pick(lambda _pool: "k", ()))} for plan in found.plans]
 
 
 @given(st.data())
@@ -287,7 +287,7 @@ def test_a_change_of_its_options_is_seen_in_every_host_of_a_pool() -> None:
 
 def test_a_method_goes_on_where_it_was_when_a_host_comes_or_goes() -> None:
     def order(found: Snapshot) -> list[str]:
-        return [target.id for _ in range(3) if (target := found.plans[0].pick(lambda: None, ()))]
+        return [target.id for _ in range(3) if (target := found.plans[0].pick(lambda _pool: None, ()))]
 
     before = snapshot(pool("x", "a", "b", "c"), seed=3)
     expected = order(before)
