@@ -60,11 +60,12 @@ class UpstreamMiddleware:
             state = dict(state)  # of an application around this one, which keeps its own
             state.pop("upstream", None)
             scope = {**scope, "state": state}
-        upstreams = RequestUpstreams(self.upstreams, AsgiVisitor(scope), self._default)
+        visitor = AsgiVisitor(scope) if self.upstreams.ask_visitors else None
+        upstreams = RequestUpstreams(self.upstreams, visitor, self._default)
         state["upstreams"] = upstreams
         if self._default is not None:
             state["upstream"] = upstreams["default"]
-        if self.upstreams.are_sticky:
+        if visitor is not None:
             send = _setting_cookies(send, upstreams, secure=scope.get("scheme") in ("https", "wss"))
         try:
             await self.app(scope, receive, send)

@@ -97,10 +97,13 @@ class Upstreams(Mapping[str, Upstream]):
         return f"<Upstreams {', '.join(self._upstreams)}>"
 
     @property
-    def are_sticky(self) -> bool:
-        """Whether a response may have to set a cookie for a session, as far as this process knows."""
+    def ask_visitors(self) -> bool:
+        """Whether any pool goes by who makes a request, by its key or its session; most do not.
+
+        As far as this process knows: a pool that begins to do so counts from the request after the first one.
+        """
         for upstream in self._upstreams.values():  # noqa: SIM110 - runs for each request, where any() costs a call
-            if upstream.replica.is_sticky:
+            if upstream.replica.asks_visitors:
                 return True
         return False
 

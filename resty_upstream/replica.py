@@ -201,9 +201,9 @@ class Replica:
         return self._snapshot is not EMPTY
 
     @property
-    def is_sticky(self) -> bool:
-        """Whether sessions stay at hosts, as far as this process knows; without a look at the store."""
-        return self._snapshot.is_sticky or self._snapshot is EMPTY
+    def asks_visitors(self) -> bool:
+        """Whether pools go by who makes a request, as far as this process knows: the store is not looked at."""
+        return self._snapshot.asks_visitors
 
     @property
     def secret(self) -> bytes:

@@ -112,7 +112,7 @@ class Choice(NamedTuple):
 class Snapshot:
     """Pools and the state of their hosts at one moment; nothing in it changes."""
 
-    __slots__ = ("is_sticky", "plans", "pools", "targets", "untroubled")
+    __slots__ = ("asks_visitors", "plans", "pools", "targets", "untroubled")
 
     def __init__(self, pools: Pools, targets: Mapping[str, Target], plans: tuple[PoolPlan, ...]) -> None:
         self.pools = pools
@@ -122,8 +122,9 @@ class Snapshot:
         first = plans[0] if plans else None
         self.untroubled = first if first and not first.failed and first.pool.sticky is None else None
         """The first pool, when no host of it has failed and no session stays: what nearly every request needs."""
-        self.is_sticky = any(plan.pool.sticky is not None for plan in plans)
-        """Whether sessions stay at hosts of any pool that is up."""
+        asking = [plan for plan in plans if plan.pool.sticky is not None or plan.method.uses_key]
+        self.asks_visitors = bool(asking) or not plans
+        """Whether any pool goes by who makes a request; as long as there are none, the first one may."""
 
     def rules(self, key: str) -> Rules | None:
         """The rules of a host's pool; None when the host is gone."""

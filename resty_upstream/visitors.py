@@ -66,7 +66,7 @@ class WsgiVisitor:
         self._environ = environ
 
     def forget(self) -> None:
-        """Keep the peer's address alone: in an environ that holds its visitor, there is a cycle till then."""
+        """Keep the address of the peer alone, and not the environ."""
         self._environ = {"REMOTE_ADDR": self._environ.get("REMOTE_ADDR")}
 
     def address(self, proxies: Proxies) -> str | None:

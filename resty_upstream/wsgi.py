@@ -47,11 +47,13 @@ class UpstreamMiddleware:
         if "resty_upstreams" in environ:
             environ = dict(environ)  # of an application around this one, which keeps its own
             environ.pop("resty_upstream", None)
-        upstreams = _WsgiUpstreams(self.upstreams, WsgiVisitor(environ), self._default)
+        visitor = WsgiVisitor(environ) if self.upstreams.ask_visitors else None
+        kind = RequestUpstreams if visitor is None else _ForgettingUpstreams
+        upstreams = kind(self.upstreams, visitor, self._default)
         environ["resty_upstreams"] = upstreams
         if self._default is not None:
             environ["resty_upstream"] = upstreams["default"]
-        if self.upstreams.are_sticky:
+        if visitor is not None:
             start_response = _setting_cookies(
                 start_response, upstreams, secure=environ.get("wsgi.url_scheme") == "https"
             )
@@ -66,14 +68,14 @@ class UpstreamMiddleware:
         return (_SizedBody if hasattr(body, "__len__") else _Body)(body, upstreams)
 
 
-class _WsgiUpstreams(RequestUpstreams):
-    """Those of a request that are in its environ."""
+class _ForgettingUpstreams(RequestUpstreams):
+    """Those whose visitor holds the environ that they are in: a cycle until the request is over."""
 
     __slots__ = ()
     _visitor: WsgiVisitor
 
     def post_process(self) -> None:
-        RequestUpstreams.post_process(self)
+        super().post_process()
         self._visitor.forget()
 
 
