@@ -277,10 +277,11 @@ class Attempts(Iterator[Attempt]):
         return attempt
 
     def _remaining(self, tried: set[Target]) -> Iterator[Choice]:
-        upstream = self.context.upstream
+        upstream, key = self.context.upstream, self._key
         return choices(
             self._snapshot,
-            key=self._work_out_key,
+            # Not a method of this object, which keeps the choices: a cycle would wait for the garbage collector.
+            key=self.context.key if key is None else lambda _pool: key,
             tried=tried | self.context.excluded(self._snapshot),
             now=self.now,
             claim=upstream.replica.claim,

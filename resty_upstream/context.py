@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
@@ -105,7 +106,7 @@ class RequestContext:
         # What is no web request has none: a task that goes on for hours is not to stay at one host.
         if self._session is None and self._visitor is not None:
             # Of two threads that are here, both get the first one's.
-            self.__dict__.setdefault("_session", Session(self._visitor, self.upstream.find_signer))
+            self.__dict__.setdefault("_session", Session(self._visitor, self.upstream.find_signer, time.time))
         return self._session
 
     # ── connecting ────────────────────────────────────────────────────────────────────────────

@@ -187,8 +187,8 @@ def _of_pool(pool: Pool, path: str, total_timeout_s: float, behind_proxy: bool) 
             "W006",
             f"{path}.method",
             f"{path}.method is hash, which goes by the client's address, and that is the proxy's for all of them",
-            "Name the proxies in trusted_proxies; or give the pool another key, as 'header:Name' or 'cookie:name', or "
-            "each call one (connect(key=…)).",
+            "Name the proxies in trusted_proxies, give the pool another key, as 'header:Name' or 'cookie:name'; "
+            "or give each call one (connect(key=…)).",
         )
     if pool.up and not pool.hosts:
         yield Finding("W010", f"{path}.hosts", f"{path} has no hosts: it is passed over", "Add a host.")

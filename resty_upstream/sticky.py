@@ -8,7 +8,6 @@ chosen, in :mod:`resty_upstream.selection`.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -154,9 +153,7 @@ class Session:
     :param wall: the time of day: cookies outlive reboots, and machines.
     """
 
-    def __init__(
-        self, visitor: Visitor, signer: Callable[[], Signer | None], wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, visitor: Visitor, signer: Callable[[], Signer | None], wall: Callable[[], float]) -> None:
         self._visitor = visitor
         self._signer = signer
         self._wall = wall
