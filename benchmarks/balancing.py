@@ -8,7 +8,7 @@ from itertools import cycle
 
 from benchmarks.harness import Group, Sample, Variant, at_most_times, at_most_us, calling
 from benchmarks.upstreams import do_nothing, in_memory, in_sqlite, private_directory
-from resty_upstream import Upstream
+from resty_upstream import Pool, Upstream
 from resty_upstream.selection import Target
 
 _KEYS = [f"192.0.2.{number}" for number in range(256)]
@@ -88,4 +88,8 @@ def _connect_with_key(upstream: Upstream) -> Sample:
 def _pick(upstream: Upstream) -> Sample:
     (plan,) = upstream.replica.snapshot().plans
     pick, next_key, tried = plan.pick, cycle(_KEYS).__next__, frozenset[Target]()
-    return calling(lambda: pick(next_key, tried))
+
+    def key(_pool: Pool) -> str:
+        return next_key()
+
+    return calling(lambda: pick(key, tried))

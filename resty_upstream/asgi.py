@@ -15,6 +15,7 @@ from resty_upstream.aconnectors import in_thread
 from resty_upstream.config import Upstreams
 from resty_upstream.context import RequestUpstreams
 from resty_upstream.errors import StoreUnsafe, UpstreamError
+from resty_upstream.visitors import AsgiVisitor
 
 if TYPE_CHECKING:
     import os
@@ -46,6 +47,7 @@ class UpstreamMiddleware:
     ) -> None:
         self.app = app
         self.upstreams = upstreams if isinstance(upstreams, Upstreams) else Upstreams(upstreams)
+        self.upstreams.require_signers()
         self._default = self.upstreams.get("default")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,12 +60,13 @@ class UpstreamMiddleware:
             state = dict(state)  # of an application around this one, which keeps its own
             state.pop("upstream", None)
             scope = {**scope, "state": state}
-        client = scope.get("client")
-        address = (client[0] or None) if client else None  # None or "" at a unix socket
-        upstreams = RequestUpstreams(self.upstreams, address, self._default)
+        visitor = AsgiVisitor(scope) if self.upstreams.ask_visitors else None
+        upstreams = RequestUpstreams(self.upstreams, visitor, self._default)
         state["upstreams"] = upstreams
         if self._default is not None:
             state["upstream"] = upstreams["default"]
+        if visitor is not None:
+            send = _setting_cookies(send, upstreams, secure=scope.get("scheme") in ("https", "wss"))
         try:
             await self.app(scope, receive, send)
         finally:
@@ -86,6 +89,19 @@ class UpstreamMiddleware:
             await send(message)
 
         await self.app(scope, open_at_start, close_at_end)
+
+
+def _setting_cookies(send: Send, upstreams: RequestUpstreams, *, secure: bool) -> Send:
+    """``send``, with the cookies of sticky sessions: of hosts that are picked before the response begins."""
+
+    async def send_with_cookies(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.accept"):
+            headers = [(b"set-cookie", each.header(secure=secure).encode()) for each in upstreams.cookies()]
+            if headers:
+                message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return send_with_cookies
 
 
 def upstreams_of(scope: Mapping[str, Any]) -> RequestUpstreams:

@@ -153,10 +153,16 @@ class Attempt:
         if error is None:
             self.outcome = "ok"
             attempts.done = True
-            if not self.target.spotless:
-                attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
+            if not self.target.quiet:
+                self._succeeded(attempts, now)
             return False
         return self._failed(attempts, error, now)
+
+    def _succeeded(self, attempts: Attempts, now: float) -> None:
+        if not self.target.spotless:
+            attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
+        if self.pool.sticky is not None:
+            attempts.context.stay(self.target)
 
     def _failed(self, attempts: Attempts, error: BaseException, now: float) -> bool:
         verdict = self._judge(error)
@@ -271,18 +277,20 @@ class Attempts(Iterator[Attempt]):
         return attempt
 
     def _remaining(self, tried: set[Target]) -> Iterator[Choice]:
-        upstream = self.context.upstream
+        upstream, key = self.context.upstream, self._key
         return choices(
             self._snapshot,
-            key=self._work_out_key,
+            # Not a method of this object, which keeps the choices: a cycle would wait for the garbage collector.
+            key=self.context.key if key is None else lambda _pool: key,
             tried=tried | self.context.excluded(self._snapshot),
             now=self.now,
             claim=upstream.replica.claim,
             last_resort=upstream.last_resort,
+            session=self.context.host_of_session,
         )
 
-    def _work_out_key(self) -> Key | None:
-        return self._key if self._key is not None else self.context.key()
+    def _work_out_key(self, pool: Pool) -> Key | None:
+        return self._key if self._key is not None else self.context.key(pool)
 
     def _give_up(self, *, deadline_over: bool) -> NoReturn:
         self.done = True

@@ -13,11 +13,12 @@ import msgspec
 
 from resty_upstream.errors import InvalidConfig, Problem, Problems, UpstreamNotFound
 from resty_upstream.model import identifier, shown_value
+from resty_upstream.sticky import Signer, problem_of
 from resty_upstream.stores import Store, open_store
 from resty_upstream.stores.places import default_url
 from resty_upstream.upstream import Upstream
 
-OPTIONS: Final = ("store", "pools", "total_timeout", "last_resort")
+OPTIONS: Final = ("store", "pools", "total_timeout", "last_resort", "trusted_proxies", "cookie_secret")
 """What an upstream is configured with: the arguments of :class:`~resty_upstream.Upstream`."""
 
 
@@ -31,8 +32,9 @@ class Upstreams(Mapping[str, Upstream]):
         Upstreams("upstreams.toml")  # or .json
 
     :param given: an :class:`~resty_upstream.Upstream`; a mapping by name, each an ``Upstream`` or a mapping of
-        ``store``, ``pools``, ``total_timeout`` and ``last_resort``; or the path of a file that holds such a
-        mapping, in which the names are its tables. Upstreams that name the same store share one store object.
+        ``store``, ``pools``, ``total_timeout``, ``last_resort``, ``trusted_proxies`` and ``cookie_secret``; or the
+        path of a file that holds such a mapping, in which the names are its tables. Upstreams that name the same
+        store share one store object.
     :param application: what the store of an upstream that names none is named after, so that two applications of
         one user do not meet; the path of the file, where there is one.
     :raises InvalidConfig: naming every problem by its path. Nothing is opened before it is used.
@@ -94,6 +96,29 @@ class Upstreams(Mapping[str, Upstream]):
     def __repr__(self) -> str:
         return f"<Upstreams {', '.join(self._upstreams)}>"
 
+    @property
+    def ask_visitors(self) -> bool:
+        """Whether any pool goes by who makes a request, by its key or its session; most do not.
+
+        As far as this process knows: a pool that begins to do so counts from the request after the first one.
+        """
+        for upstream in self._upstreams.values():  # noqa: SIM110 - runs for each request, where any() costs a call
+            if upstream.replica.asks_visitors:
+                return True
+        return False
+
+    def require_signers(self) -> None:
+        """So that what is missing for sticky sessions is said when an application starts, and not by its log.
+
+        :raises InvalidConfig: naming each pool that is declared sticky without anything to sign with.
+        """
+        with Problems() as problems:
+            for name, upstream in self._upstreams.items():
+                problem = None if upstream.signing.is_possible else problem_of(upstream.replica.declared or ())
+                if problem is not None:
+                    with problems.noted():
+                        raise InvalidConfig(problem).below(f"upstreams.{name}.")
+
     def open(self) -> None:
         """Open the stores now, and not at the first request; what is declared is stored.
 
@@ -110,12 +135,17 @@ class Upstreams(Mapping[str, Upstream]):
 
 
 def make_upstream(
-    name: str, options: Mapping[Any, Any], stores: dict[str, Store], application: str = ""
+    name: str,
+    options: Mapping[Any, Any],
+    stores: dict[str, Store],
+    application: str = "",
+    signer: Signer | None = None,
 ) -> Upstream:
     """The upstream that ``options`` describe.
 
     :param stores: stores by URL, to be shared with other upstreams; a new one is added.
     :param application: what the store is named after when the options name none.
+    :param signer: what signs cookies instead of itsdangerous.
     :raises InvalidConfig: naming every problem by its path below the upstream.
     """
     given = {option: options[option] for option in OPTIONS[1:] if option in options}
@@ -128,7 +158,7 @@ def make_upstream(
         with problems.noted():
             store = _store(options.get("store"), stores, application)
         with problems.noted():
-            upstream = Upstream(store, id=name, **given)
+            upstream = Upstream(store, id=name, signer=signer, **given)
     return upstream
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.replica import Observation
 from resty_upstream.selection import Explanation, Snapshot, Target, explain
 from resty_upstream.state import Fact, Failure
+from resty_upstream.sticky import Cookie, Session
+from resty_upstream.visitors import Visitor, key_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from resty_upstream.methods import Key
+    from resty_upstream.model import Pool
     from resty_upstream.upstream import Upstream
 
 T = TypeVar("T")
@@ -59,16 +63,51 @@ class RequestContext:
     _finished = False
     _facts: deque[Observation] | None = None
     _token: Any = None
+    _session: Session | None = None
     failed: Mapping[str, float] = MappingProxyType({})
     """When this request failed, by host."""
 
-    def __init__(self, upstream: Upstream, key: Key | Callable[[], Key | None] | None = None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        key: Key | Callable[[], Key | None] | None = None,
+        visitor: Visitor | None = None,
+    ) -> None:
         self.upstream = upstream
         self._key = key
+        self._visitor = visitor
 
-    def key(self) -> Key | None:
-        """The request's key for methods that hash it."""
-        return self._key() if callable(self._key) else self._key
+    def key(self, pool: Pool) -> Key | None:
+        """The request's key for a pool whose method hashes it: what was given, or what the pool goes by."""
+        if self._key is not None:
+            return self._key() if callable(self._key) else self._key
+        if self._visitor is None:
+            return None
+        return key_of(self._visitor, pool.key, self.upstream.trusted_proxies)
+
+    # ── the session ───────────────────────────────────────────────────────────────────────────
+
+    def host_of_session(self, pool: Pool) -> str | None:
+        """The id of the host of a sticky pool that the visitor's session is at; None where there is none."""
+        session = self._find_session()
+        return session.host_of(pool) if session is not None else None
+
+    def stay(self, target: Target) -> None:
+        """A host of a sticky pool answered: the visitor's session is there now."""
+        session = self._find_session()
+        if session is not None:
+            session.stay(target)
+
+    def cookies(self) -> list[Cookie]:
+        """Those that the response should set, so that the visitor's session stays where it is."""
+        return self._session.cookies() if self._session is not None else []
+
+    def _find_session(self) -> Session | None:
+        # What is no web request has none: a task that goes on for hours is not to stay at one host.
+        if self._session is None and self._visitor is not None:
+            # Of two threads that are here, both get the first one's.
+            self.__dict__.setdefault("_session", Session(self._visitor, self.upstream.find_signer, time.time))
+        return self._session
 
     # ── connecting ────────────────────────────────────────────────────────────────────────────
 
@@ -162,14 +201,14 @@ class RequestContext:
     def explain(self, key: Key | None = None) -> Explanation:
         """See :meth:`resty_upstream.Upstream.explain`."""
         replica = self.upstream.replica
-        wanted = key if key is not None else self.key()
         snapshot = replica.snapshot()
         return explain(
             snapshot,
-            wanted,
+            self.key if key is None else lambda _pool: key,
             self.upstream.now(),
             excluded=self.excluded(snapshot),
             last_resort=self.upstream.last_resort,
+            session=self.host_of_session,
         )
 
     def get_pools(self) -> dict[str, dict[str, Any]]:
@@ -198,28 +237,28 @@ class RequestUpstreams(Mapping[str, RequestContext]):
     What framework plugins give a request, and end with :meth:`post_process` when its response is over.
 
     :param upstreams: the upstreams of the application, by name.
-    :param key: the request's key for methods that hash one, or a callable that is asked when it is needed.
+    :param visitor: who makes the request: what pools go by that hash a key, or where sessions stay.
     :param default: the one named default, for plugins that hand its context out with every request.
     :raises UpstreamNotFound: (a ``KeyError``) for a name that ``upstreams`` does not have.
     """
 
-    __slots__ = ("__weakref__", "_contexts", "_finished", "_key", "_upstreams")
+    __slots__ = ("__weakref__", "_contexts", "_finished", "_upstreams", "_visitor")
 
     def __init__(
         self,
         upstreams: Mapping[str, Upstream],
-        key: Key | Callable[[], Key | None] | None = None,
+        visitor: Visitor | None = None,
         default: Upstream | None = None,
     ) -> None:
         self._upstreams = upstreams
-        self._key = key
-        self._contexts = {} if default is None else {"default": RequestContext(default, key)}
+        self._visitor = visitor
+        self._contexts = {} if default is None else {"default": RequestContext(default, None, visitor)}
         self._finished = False
 
     def __getitem__(self, name: str) -> RequestContext:
         context = self._contexts.get(name)
         if context is None:
-            context = RequestContext(self._upstreams[name], self._key)
+            context = RequestContext(self._upstreams[name], None, self._visitor)
             # Of two threads that are here, both get the first one's.
             context = self._contexts.setdefault(name, context)
             if self._finished:
@@ -236,6 +275,10 @@ class RequestUpstreams(Mapping[str, RequestContext]):
     def used(self) -> bool:
         """Whether any of them was asked for."""
         return bool(self._contexts)
+
+    def cookies(self) -> list[Cookie]:
+        """Those that the response should set: of sessions that moved, or whose cookies are to be renewed."""
+        return [cookie for context in tuple(self._contexts.values()) for cookie in context.cookies()]
 
     def post_process(self) -> None:
         """Share what the request saw of hosts with all workers. A second call does nothing."""

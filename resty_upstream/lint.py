@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from resty_upstream.errors import ProblemKind, StoreError, StoreUnsafe
 from resty_upstream.model import Difference, Host, Pool, Pools, differences, merge
+from resty_upstream.sticky import problem_of
 from resty_upstream.upstream import Upstream
 
 Level = Literal["error", "warning"]
@@ -72,7 +73,28 @@ def lint(upstream: Upstream, *, behind_proxy: bool = False) -> list[Finding]:
         declared = stored.declared if declared is None else declared
         used = merge(stored.declared, declared, stored.pools)
         findings += hidden(declared, used)
-    return findings + lint_pools(used, total_timeout_s=upstream.total_timeout_s, behind_proxy=behind_proxy)
+    findings += _of_visitors(upstream, used)
+    # Behind a proxy that is trusted, the address of the client is his own.
+    proxied = behind_proxy and not upstream.trusted_proxies
+    return findings + lint_pools(used, total_timeout_s=upstream.total_timeout_s, behind_proxy=proxied)
+
+
+def _of_visitors(upstream: Upstream, pools: Pools) -> Iterator[Finding]:
+    if upstream.trusted_proxies.everybody:
+        yield Finding(
+            "W012",
+            "trusted_proxies",
+            "trusted_proxies trusts everybody: each client may say in X-Forwarded-For that it is another",
+            "Name the addresses or networks of the proxies alone, as ['10.0.0.0/8'].",
+        )
+    problem = None if upstream.signing.is_possible else problem_of(pools)
+    if problem is not None:
+        yield Finding(
+            "W013",
+            problem.partition(" ")[0],
+            f"{problem}; without it, sessions do not stay at their hosts",
+            "Run pip install 'resty-upstream[sticky]', or leave sticky out.",
+        )
 
 
 def _of_store(error: StoreError) -> Finding:
@@ -160,13 +182,13 @@ def _of_pool(pool: Pool, path: str, total_timeout_s: float, behind_proxy: bool) 
             f"{path}.hosts: {_some(ids)} have the same address: when one of them fails, so do the others",
             "Leave one of them, and give it the weight of all.",
         )
-    if pool.method == "hash" and behind_proxy:
+    if pool.method == "hash" and pool.key == "ip" and behind_proxy:
         yield Finding(
             "W006",
             f"{path}.method",
             f"{path}.method is hash, which goes by the client's address, and that is the proxy's for all of them",
-            "Give each call a key (connect(key=…)), or have a middleware set the client's address from a header "
-            "of a proxy that is trusted.",
+            "Name the proxies in trusted_proxies, give the pool another key, as 'header:Name' or 'cookie:name'; "
+            "or give each call one (connect(key=…)).",
         )
     if pool.up and not pool.hosts:
         yield Finding("W010", f"{path}.hosts", f"{path} has no hosts: it is passed over", "Add a host.")

@@ -236,6 +236,16 @@ class Replica:
         """Whether :meth:`snapshot` has something to give without opening the store."""
         return self._snapshot is not EMPTY
 
+    @property
+    def asks_visitors(self) -> bool:
+        """Whether pools go by who makes a request, as far as this process knows: the store is not looked at."""
+        return self._snapshot.asks_visitors
+
+    @property
+    def secret(self) -> bytes:
+        """What all processes that share the store know, and nobody else; empty as long as it was never read."""
+        return self._secret
+
     def snapshot(self) -> Snapshot:
         """What this process knows; as new as the store's version. Never raises for the store."""
         version = self.store.version(self.id)

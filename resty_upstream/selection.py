@@ -1,8 +1,8 @@
 """What one request may use, and in which order. Pure.
 
-Pools by priority; in a pool first the failed host whose probe this request was granted, then the hosts in
-the order of the pool's method; when no pool has anything left, the last resort. A host is never offered
-twice to one request.
+Pools by priority; in a pool first the host that the request's session stays at, then the failed host whose
+probe this request was granted, then the hosts in the order of the pool's method; when no pool has anything
+left, the last resort. A host is never offered twice to one request.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Target:
         "key",
         "parsed",
         "pool",
+        "quiet",
         "spotless",
         "state",
         "timeout_s",
@@ -56,6 +57,8 @@ class Target:
         self.due_at = state.due_at
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
+        self.quiet = self.spotless and pool.sticky is None
+        """Whether nobody needs to hear of a success here: not the others, and no session."""
         self.parsed = False
         self.address: object = None
         """What the connectors make of the host's address, once they were asked."""
@@ -90,10 +93,10 @@ class PoolPlan:
         """The first failed host that a request may probe."""
         return self.failed[0] if self.failed and now >= self.failed[0].due_at else None
 
-    def pick(self, key: Callable[[], Key | None], tried: Container[Candidate]) -> Target | None:
+    def pick(self, key: Callable[[Pool], Key | None], tried: Container[Candidate]) -> Target | None:
         """The method's next host."""
         method = self.method
-        picked: Candidate | None = method.pick(key() if method.uses_key else None, tried)
+        picked: Candidate | None = method.pick(key(self.pool) if method.uses_key else None, tried)
         return picked  # type: ignore[return-value]  # a method is built with targets and picks one of them
 
 
@@ -109,15 +112,19 @@ class Choice(NamedTuple):
 class Snapshot:
     """Pools and the state of their hosts at one moment; nothing in it changes."""
 
-    __slots__ = ("plans", "pools", "targets", "untroubled")
+    __slots__ = ("asks_visitors", "plans", "pools", "targets", "untroubled")
 
     def __init__(self, pools: Pools, targets: Mapping[str, Target], plans: tuple[PoolPlan, ...]) -> None:
         self.pools = pools
         self.targets = targets
         self.plans = plans
         """Pools that are up, the one to try first in front."""
-        self.untroubled = plans[0] if plans and not plans[0].failed else None
-        """The first pool, when no host of it has failed: what nearly every request needs."""
+        first = plans[0] if plans else None
+        self.untroubled = first if first and not first.failed and first.pool.sticky is None else None
+        """The first pool, when no host of it has failed and no session stays: what nearly every request needs."""
+        asking = [plan for plan in plans if plan.pool.sticky is not None or plan.method.uses_key]
+        self.asks_visitors = bool(asking) or not plans
+        """Whether any pool goes by who makes a request; as long as there are none, the first one may."""
 
     def rules(self, key: str) -> Rules | None:
         """The rules of a host's pool; None when the host is gone."""
@@ -126,6 +133,12 @@ class Snapshot:
 
 
 EMPTY: Final = Snapshot((), {}, ())
+
+
+def kept_host(snapshot: Snapshot, pool: Pool, host_id: str | None) -> Target | None:
+    """The host that a session stays at, while it is up; it may be drained."""
+    target = snapshot.targets.get(record_key(pool.id, host_id)) if host_id is not None else None
+    return target if target is not None and target.available else None
 
 
 def build(
@@ -222,19 +235,27 @@ def _target(pool: Pool, host: Host, states: Mapping[str, HostState], previous: S
 def choices(
     snapshot: Snapshot,
     *,
-    key: Callable[[], Key | None],
+    key: Callable[[Pool], Key | None],
     tried: set[Target],
     now: Callable[[], float],
     claim: Callable[[Target], str],
     last_resort: bool,
+    session: Callable[[Pool], str | None] = lambda _pool: None,
 ) -> Iterator[Choice]:
     """The hosts that one request tries, in order.
 
-    :param key: works out the request's key, when a method asks for it.
+    :param key: works out the request's key for a pool, when its method asks for it.
     :param tried: hosts that are passed over; each host that is offered is added to it.
     :param claim: asks for the lease to probe a host: its owner's name, or "" when refused.
+    :param session: the id of the host that the request's session stays at, in a pool that is sticky.
     """
     for plan in snapshot.plans:
+        if plan.pool.sticky is not None:
+            # Before any probe: a session is not to find out whether another host is back.
+            kept = kept_host(snapshot, plan.pool, session(plan.pool))
+            if kept is not None and kept not in tried:
+                tried.add(kept)
+                yield Choice(kept)
         for target in plan.failed:
             if now() < target.due_at:
                 break
@@ -295,14 +316,23 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    snapshot: Snapshot, key: Key | None, now: float, *, excluded: set[Target], last_resort: bool
+    snapshot: Snapshot,
+    key: Callable[[Pool], Key | None],
+    now: float,
+    *,
+    excluded: set[Target],
+    last_resort: bool,
+    session: Callable[[Pool], str | None] = lambda _pool: None,
 ) -> Explanation:
     """Every pool and host, with the reason it is taken or passed over by a request with this key.
 
     :param excluded: hosts on which the request failed already.
+    :param session: as of :func:`choices`.
     """
     plans = {plan.pool.id: plan for plan in snapshot.plans}
     used = next((plan for plan in snapshot.plans if _first_choice(plan, now, excluded)), None)
+    kept = kept_host(snapshot, used.pool, session(used.pool)) if used is not None else None
+    kept = None if kept in excluded else kept
     in_order = [plan.pool for plan in snapshot.plans]
     in_order += [pool for pool in snapshot.pools if pool.id not in plans]
     pools = []
@@ -314,12 +344,14 @@ def explain(
         reasons = tuple(
             HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it", host.state)
             if host in excluded and host.available
+            else _of_session(host, total, weighted, kept)
+            if kept is not None and used is not None and used.pool is pool and host.available
             else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts
         )
         reason = _pool_reason(pool, plans.get(pool.id), used)
         pools.append(PoolReason(pool, used is not None and used.pool is pool, reason, reasons))
-    return Explanation(tuple(pools), _summary(snapshot, used, excluded, now, last_resort))
+    return Explanation(tuple(pools), _summary(snapshot, used, kept, excluded, now, last_resort))
 
 
 def _first_choice(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
@@ -333,16 +365,24 @@ def _probe(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
     return None if due in excluded else due
 
 
-def _keyed_pick(plan: PoolPlan | None, key: Key | None, excluded: set[Target]) -> Target | None:
-    if plan is None or key is None or not plan.method.uses_key:
+def _keyed_pick(plan: PoolPlan | None, key: Callable[[Pool], Key | None], excluded: set[Target]) -> Target | None:
+    if plan is None or not plan.method.uses_key:
         return None
-    return plan.pick(lambda: key, excluded)
+    value = key(plan.pool)
+    return None if value is None else plan.pick(lambda _pool: value, excluded)
 
 
 def _summary(
-    snapshot: Snapshot, used: PoolPlan | None, excluded: set[Target], now: float, last_resort: bool
+    snapshot: Snapshot,
+    used: PoolPlan | None,
+    kept: Target | None,
+    excluded: set[Target],
+    now: float,
+    last_resort: bool,
 ) -> str:
     if used is not None:
+        if kept is not None:
+            return f"connect tries pool {used.pool.id} first, and there host {kept.id}: the host of this session"
         due = _probe(used, now, excluded)
         if due is not None:
             return f"connect tries pool {used.pool.id} first, and there host {due.id}: it is time to probe it"
@@ -366,6 +406,13 @@ def _pool_reason(pool: Pool, plan: PoolPlan | None, used: PoolPlan | None) -> st
     if not any(host.available for host in plan.hosts):
         return "passed over: none of its hosts is available"
     return f"in reserve behind pool {used.pool.id}" if used else "passed over: this request failed on its hosts"
+
+
+def _of_session(target: Target, total: int, weighted: bool, kept: Target) -> HostReason:
+    """Of a host that is up, in a pool where this session stays at one."""
+    share = (target.weight if weighted else 1) / total
+    reason = "taken: the host of this session" if target is kept else "passed over: not this session's host"
+    return HostReason(target.host, target.state.up, share, reason, target.state)
 
 
 def _host_reason(

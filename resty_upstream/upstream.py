@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
@@ -21,7 +21,9 @@ from resty_upstream.model import Definition, flag, identifier, parse_duration_s,
 from resty_upstream.replica import Edit, Replica, nothing
 from resty_upstream.selection import Explanation
 from resty_upstream.state import Revive
+from resty_upstream.sticky import Signer, Signing
 from resty_upstream.stores import LOG_ENTRIES, Store, open_store
+from resty_upstream.visitors import Proxies
 
 if TYPE_CHECKING:
     import asyncio
@@ -62,6 +64,11 @@ class Upstream:
         text with a unit.
     :param last_resort: whether hosts that failed are tried, oldest failure first and at most three, when no
         host is available at all.
+    :param trusted_proxies: IP addresses and networks of the proxies in front of a web application, and ``unix``
+        for those that come by a unix socket: their ``X-Forwarded-For`` says who the client is.
+    :param cookie_secret: what the cookies of sticky sessions are signed with, at least 16 characters; one that is
+        kept in the store if not given, so that cookies last as long as that.
+    :param signer: signs these cookies instead, as that of a framework.
     :raises InvalidConfig: naming every problem.
     """
 
@@ -73,6 +80,9 @@ class Upstream:
         pools: Mapping[Any, Any] | None = None,
         total_timeout: float | str | timedelta = "15s",
         last_resort: bool = True,
+        trusted_proxies: Iterable[object] = (),
+        cookie_secret: str = "",
+        signer: Signer | None = None,
     ) -> None:
         with Problems() as problems:
             with problems.noted():
@@ -81,6 +91,10 @@ class Upstream:
                 self.total_timeout_s = parse_duration_s(total_timeout, "total_timeout", bare="ms")
             with problems.noted():
                 self.last_resort = flag(last_resort, "last_resort")
+            with problems.noted():
+                self.trusted_proxies = Proxies(trusted_proxies)
+            with problems.noted():
+                self.signing = Signing(str(id), cookie_secret, signer)
             with problems.noted():
                 self.store = open_store(store) if isinstance(store, str) else _require_store(store)
             with problems.noted():
@@ -186,6 +200,10 @@ class Upstream:
         nothing.
         """
         return self._context().attempts(key=key)
+
+    def find_signer(self) -> Signer | None:
+        """What signs the cookies of sticky sessions; None where there is nothing to sign with."""
+        return self.signing.signer(self.replica.secret)
 
     def _context(self) -> RequestContext:
         return active(self) or self._outside

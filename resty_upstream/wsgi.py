@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resty_upstream.config import Upstreams
 from resty_upstream.context import RequestUpstreams
 from resty_upstream.errors import UpstreamError
+from resty_upstream.visitors import WsgiVisitor
 
 if TYPE_CHECKING:
     import os
@@ -39,18 +40,23 @@ class UpstreamMiddleware:
     ) -> None:
         self.app = app
         self.upstreams = upstreams if isinstance(upstreams, Upstreams) else Upstreams(upstreams)
+        self.upstreams.require_signers()
         self._default = self.upstreams.get("default")
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if "resty_upstreams" in environ:
             environ = dict(environ)  # of an application around this one, which keeps its own
             environ.pop("resty_upstream", None)
-        # An address and not a callable that looks into the environ: a cycle would wait for the garbage collector.
-        address = environ.get("REMOTE_ADDR") or None  # "" at a unix socket
-        upstreams = RequestUpstreams(self.upstreams, address, self._default)
+        visitor = WsgiVisitor(environ) if self.upstreams.ask_visitors else None
+        kind = RequestUpstreams if visitor is None else _ForgettingUpstreams
+        upstreams = kind(self.upstreams, visitor, self._default)
         environ["resty_upstreams"] = upstreams
         if self._default is not None:
             environ["resty_upstream"] = upstreams["default"]
+        if visitor is not None:
+            start_response = _setting_cookies(
+                start_response, upstreams, secure=environ.get("wsgi.url_scheme") == "https"
+            )
         try:
             body = self.app(environ, start_response)
         except BaseException:
@@ -60,6 +66,28 @@ class UpstreamMiddleware:
         if isinstance(file_wrapper, type) and isinstance(body, file_wrapper) and _hook_close(body, upstreams):
             return body  # the server sends a file by itself, but only while this is the object that it made for it
         return (_SizedBody if hasattr(body, "__len__") else _Body)(body, upstreams)
+
+
+class _ForgettingUpstreams(RequestUpstreams):
+    """Those whose visitor holds the environ that they are in: a cycle until the request is over."""
+
+    __slots__ = ()
+    _visitor: WsgiVisitor
+
+    def post_process(self) -> None:
+        super().post_process()
+        self._visitor.forget()
+
+
+def _setting_cookies(start_response: StartResponse, upstreams: RequestUpstreams, *, secure: bool) -> StartResponse:
+    """``start_response``, with the cookies of sticky sessions: of hosts that are picked before it is called."""
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+        headers = [*headers, *(("Set-Cookie", each.header(secure=secure)) for each in upstreams.cookies())]
+        # As it was called: not all servers know of the third.
+        return start_response(status, headers, *([exc_info] if exc_info is not None else []))
+
+    return start
 
 
 class _Body:

@@ -68,7 +68,9 @@ def look(upstream: Upstream, key: Key | None = None) -> Look:
 def look_at(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
     """What :func:`read` found, at this moment."""
     now = upstream.store.now()
-    explanation = explain(stored.snapshot, key, now, excluded=set(), last_resort=upstream.last_resort)
+    explanation = explain(
+        stored.snapshot, lambda _pool: key, now, excluded=set(), last_resort=upstream.last_resort
+    )
     return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,6 +22,7 @@ from tests.helpers import WAIT_S, health, hosts, open_upstream, refused, visit, 
 ONE: dict[str, Any] = {"p": {"max_fails": 1000, "hosts": hosts("a")}}
 TWO: dict[str, Any] = {**ONE, "reserve": {"priority": 10, "hosts": hosts("b")}}
 HASHED: dict[str, Any] = {"p": {"method": "hash", "hosts": hosts(*"abcdefgh")}}
+STICKY: dict[str, Any] = {"p": {"sticky": True, "hosts": hosts(*"abcdefgh")}}
 KINDS = ["http", "websocket"]
 
 
@@ -330,6 +332,114 @@ def test_clients_without_an_address_are_spread(client: object) -> None:
     assert sorted(homes([client] * 8)) == list("abcdefgh")
 
 
+def test_hash_behind_a_proxy_that_is_trusted_goes_by_the_client_of_the_proxy() -> None:
+    picked = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        picked.append(visit(scope["state"]["upstream"])[0])
+
+    middleware = UpstreamMiddleware(app, open_upstream(HASHED, trusted_proxies=["192.0.2.0/24"]))
+
+    def homes(clients: Iterable[tuple[int, int]]) -> set[str]:
+        picked.clear()
+        for proxy, client in clients:
+            headers = [(b"x-forwarded-for", b"198.51.100.%d" % client)]
+            scope = connection(client=(f"192.0.2.{proxy}", 50_000), headers=headers)
+            asyncio.run(serve(middleware, scope))
+        return set(picked)
+
+    assert len(homes((proxy, 1) for proxy in range(20))) == 1
+    assert len(homes((1, client) for client in range(30))) > 3
+
+
+# ── sticky sessions ───────────────────────────────────────────────────────────────────────────
+
+BEGINNINGS = {"http": "http.response.start", "websocket": "websocket.accept"}
+
+
+class Browser:
+    """Somebody with a cookie; what the middleware sent to him is in ``sent``."""
+
+    def __init__(self, app: App, **scope: Any) -> None:
+        self.cookie = b""
+        self.sent: list[Message] = []
+        self._app, self._scope = app, scope
+
+    def connect(self) -> str:
+        """One connection; the host that its call went to."""
+        scope = connection(headers=[(b"cookie", b"x=1"), (b"cookie", self.cookie)], **self._scope)
+        self.sent = asyncio.run(serve(self._app, scope))
+        self.cookie = next((value.partition(b";")[0] for value in self.set_cookies()), self.cookie)
+        return str(scope["home"])
+
+    def set_cookies(self) -> list[bytes]:
+        """The cookies that were set."""
+        headers = [pair for message in self.sent for pair in message.get("headers", ())]
+        return [value for name, value in headers if name == b"set-cookie"]
+
+
+async def calls_first(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that calls before it answers."""
+    scope["home"] = visit(scope["state"]["upstream"])[0]
+    await send({"type": BEGINNINGS[scope["type"]], "headers": [(b"own", b"1")]})
+    await send({"type": "more"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_session_stays_by_a_cookie(kind: str) -> None:
+    """Set when it begins, and not again; with the flags of one that no script and no other site may have."""
+    upstream = open_upstream(STICKY)
+    browsers = [Browser(UpstreamMiddleware(calls_first, upstream), kind=kind) for _ in range(20)]
+    homes = [browser.connect() for browser in browsers]
+    assert len(set(homes)) == 8
+    for browser in browsers:
+        (cookie,) = browser.set_cookies()
+        assert re.fullmatch(rb"upstream=[\w.-]+; Max-Age=86400; Path=/; HttpOnly; SameSite=Lax", cookie)
+        assert browser.sent[0]["headers"][0] == (b"own", b"1")
+        assert browser.sent[1] == {"type": "more"}
+    assert [browser.connect() for browser in browsers] == homes
+    assert not any(browser.set_cookies() for browser in browsers)
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("http", "https"), ("websocket", "wss")])
+def test_a_cookie_that_came_by_tls_goes_back_by_tls_alone(kind: str, scheme: str) -> None:
+    browser = Browser(UpstreamMiddleware(calls_first, open_upstream(STICKY)), kind=kind, scheme=scheme)
+    browser.connect()
+    (cookie,) = browser.set_cookies()
+    assert cookie.endswith(b"; SameSite=Lax; Secure")
+
+
+def test_a_response_that_began_before_the_call_sets_no_cookie() -> None:
+    """It is too late; the call is served all the same."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start"})
+        scope["home"] = visit(scope["state"]["upstream"])[0]
+        await send({"type": "http.response.body"})
+
+    browser = Browser(UpstreamMiddleware(app, open_upstream(STICKY)))
+    assert browser.connect() in "abcdefgh"
+    assert browser.sent == [{"type": "http.response.start"}, {"type": "http.response.body"}]
+
+
+def test_where_nothing_is_sticky_the_server_is_spoken_to_directly() -> None:
+    upstream = open_upstream(ONE)
+    visit(upstream)
+    passed = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append(send)
+
+    async def send(message: Message) -> None:
+        pass
+
+    async def main() -> None:
+        await UpstreamMiddleware(app, upstream)(connection(), send, send)
+
+    asyncio.run(main())
+    assert passed == [send]
+
+
 # ── one in another ────────────────────────────────────────────────────────────────────────────
 
 
@@ -520,9 +630,10 @@ def test_a_server_that_does_not_run_on_asyncio_is_served() -> None:
 # ── nothing is left behind ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("pools", [ONE, HASHED, STICKY], ids=["plain", "hash", "sticky"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", ["/used", "/unused", "/raises"])
-def test_a_connection_is_freed_without_the_collector(kind: str, path: str) -> None:
+def test_a_connection_is_freed_without_the_collector(kind: str, path: str, pools: dict[str, Any]) -> None:
     """The middleware leaves no cycle behind."""
     refs: list[weakref.ref[Any]] = []
 
@@ -532,6 +643,7 @@ def test_a_connection_is_freed_without_the_collector(kind: str, path: str) -> No
             visit(scope["state"]["upstream"])
         if path == "/raises":
             raise ZeroDivisionError
+        await send({"type": BEGINNINGS[kind]})
 
     async def main() -> list[Any]:
         try:
@@ -540,7 +652,7 @@ def test_a_connection_is_freed_without_the_collector(kind: str, path: str) -> No
             pass
         return [ref() for ref in refs]
 
-    middleware = UpstreamMiddleware(app, open_upstream(ONE))
+    middleware = UpstreamMiddleware(app, open_upstream(pools))
     gc.collect()
     gc.disable()
     try:

@@ -120,7 +120,7 @@ ONE_PROBLEM: list[tuple[Any, str, str]] = [
     (
         {"default": "memory://"},
         "upstreams.default must be an Upstream or a mapping of store, pools, total_timeout, last_resort, "
-        "not 'memory://'",
+        "trusted_proxies, cookie_secret, not 'memory://'",
         "structure",
     ),
     ({"default": {**MEMORY, "pools": []}}, "upstreams.default.pools must be a mapping by id, not []", "structure"),
@@ -132,17 +132,35 @@ ONE_PROBLEM: list[tuple[Any, str, str]] = [
     (
         {"default": {**MEMORY, "totaltimeout": 5}},
         "upstreams.default.totaltimeout is not an option: did you mean total_timeout? "
-        "options are store, pools, total_timeout, last_resort",
+        "options are store, pools, total_timeout, last_resort, trusted_proxies, cookie_secret",
         "option",
     ),
     (
         {"default": {**MEMORY, "zzz": 5}},
-        "upstreams.default.zzz is not an option: options are store, pools, total_timeout, last_resort",
+        "upstreams.default.zzz is not an option: "
+        "options are store, pools, total_timeout, last_resort, trusted_proxies, cookie_secret",
         "option",
     ),
     (
         {"default": {**MEMORY, "last_resort": "no"}},
         "upstreams.default.last_resort must be true or false, not 'no'",
+        "value",
+    ),
+    (
+        {"default": {**MEMORY, "trusted_proxies": "10.0.0.0/8"}},
+        "upstreams.default.trusted_proxies must be a list of IP addresses and networks, as ['10.0.0.0/8'], "
+        "not '10.0.0.0/8'",
+        "value",
+    ),
+    (
+        {"default": {**MEMORY, "trusted_proxies": ["10.0.0.0/8", "proxy"]}},
+        "upstreams.default.trusted_proxies[1] must be an IP address, a network without host bits as '10.0.0.0/8', "
+        "or 'unix', not 'proxy'",
+        "value",
+    ),
+    (
+        {"default": {**MEMORY, "cookie_secret": "too short"}},
+        "upstreams.default.cookie_secret must be text of at least 16 characters",
         "value",
     ),
     (
@@ -203,6 +221,8 @@ def test_all_problems_of_all_upstreams_are_named_at_once() -> None:
         "store": "mysql://",
         "total_timeout": -1,
         "last_resort": "no",
+        "trusted_proxies": [True, "10.0.0.1/8"],
+        "cookie_secret": 5,
         "pools": {"p": {"timeout": -1}},
     }
     found = problems_of({"one": wrong, "two": {}, "three": MEMORY, "four": 4})
@@ -211,6 +231,9 @@ def test_all_problems_of_all_upstreams_are_named_at_once() -> None:
         "upstreams.one.store",
         "upstreams.one.total_timeout",
         "upstreams.one.last_resort",
+        "upstreams.one.trusted_proxies[0]",
+        "upstreams.one.trusted_proxies[1]",
+        "upstreams.one.cookie_secret",
         "upstreams.one.pools.p.timeout",
         "upstreams.two.store",
         "upstreams.four",

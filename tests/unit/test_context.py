@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from resty_upstream import RequestContext, RequestUpstreams, Upstream, UpstreamAPI
+from resty_upstream import Pool, RequestContext, RequestUpstreams, Upstream, UpstreamAPI
 from resty_upstream.stores import Changes
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
+from resty_upstream.visitors import WsgiVisitor
 from tests.helpers import health, hosts, open_upstream, open_workers, refused, visit, visit_in_vain
 
 ONE: dict[str, Any] = {"p": {"hosts": hosts("a")}}
@@ -173,9 +174,10 @@ def test_each_upstream_of_a_request_has_one_context_whichever_thread_asks_first(
 
 def test_what_a_request_saw_of_each_of_its_upstreams_is_shared_when_it_is_over() -> None:
     by_name = {name: open_upstream(ONE) for name in ("default", "other", "unused")}
-    upstreams = RequestUpstreams(by_name, "the key", by_name["default"])
+    visitor = WsgiVisitor({"REMOTE_ADDR": "192.0.2.1"})
+    upstreams = RequestUpstreams(by_name, visitor, by_name["default"])
     for name in ("default", "other"):
-        assert upstreams[name].key() == "the key"
+        assert upstreams[name].key(Pool(id="p")) == "192.0.2.1"
         visit_in_vain(upstreams[name], {"a": refused})
     assert [failcount(upstream) for upstream in by_name.values()] == [0, 0, 0]
     for _ in range(2):

@@ -23,10 +23,22 @@ MODULES = {
 }
 PURE = ["model", "state", "methods", "selection"]
 PUBLIC = {
-    f"resty_upstream.{name}" for name in ("asgi", "cli", "config", "errors", "lint", "stores", "testing", "wsgi")
+    f"resty_upstream.{name}"
+    for name in (
+        "asgi",
+        "cli",
+        "config",
+        "errors",
+        "lint",
+        "sticky",
+        "stores",
+        "testing",
+        "visitors",
+        "wsgi",
+    )
 }
 IMPURE = {"time", "random", "socket", "threading", "os", "logging"}
-WHERE_USED = {"resty_upstream.cli.completion": {"argcomplete"}}
+WHERE_USED = {"resty_upstream.cli.completion": {"argcomplete"}, "resty_upstream.sticky": {"itsdangerous"}}
 """What a module of the core may import inside a function."""
 
 

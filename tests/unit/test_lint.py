@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,44 @@ def test_one_address_may_be_written_in_several_ways(
 def test_hash_goes_by_the_address_of_a_proxy_only_behind_one() -> None:
     pools = {"p": {"method": "hash", "hosts": hosts("a", "b")}}
     assert "W006" not in found(pools)
-    assert "key" in found(pools, behind_proxy=True)["W006"].hint
+    hint = found(pools, behind_proxy=True)["W006"].hint
+    assert all(option in hint for option in ("trusted_proxies", "cookie:name", "connect(key=…)"))
+
+
+@pytest.mark.parametrize(
+    ("pool", "options"),
+    [
+        ({}, {"trusted_proxies": ["10.0.0.0/8"]}),
+        ({"key": "header:X-User"}, {}),
+        ({"key": "cookie:session"}, {}),
+        ({"method": "random"}, {}),
+    ],
+)
+def test_hash_behind_a_proxy_is_right_where_it_is_told_what_to_go_by(
+    pool: dict[str, Any], options: dict[str, Any]
+) -> None:
+    pools = {"p": {"method": "hash", "hosts": hosts("a", "b"), **pool}}
+    assert not found(pools, behind_proxy=True, **options)
+
+
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0", "::ffff:0:0/96"])
+def test_to_trust_everybody_is_hardly_meant(everybody: str) -> None:
+    finding = found(FINE, trusted_proxies=["10.0.0.1", everybody])["W012"]
+    assert finding.path == "trusted_proxies"
+    assert finding.message.startswith("trusted_proxies trusts everybody")
+    assert "10.0.0.0/8" in finding.hint
+    assert not found(FINE, trusted_proxies=["10.0.0.0/8", "unix", "::1"])
+
+
+def test_sticky_sessions_without_anything_to_sign_with_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = {**FINE, "p": {**FINE["p"], "sticky": True}}
+    assert not found(pools)
+    monkeypatch.setitem(sys.modules, "itsdangerous", None)
+    assert not found(FINE)
+    finding = found(pools)["W013"]
+    assert finding.path == "pools.p.sticky"
+    assert finding.message.startswith("pools.p.sticky needs itsdangerous")
+    assert "pip install 'resty-upstream[sticky]'" in finding.hint
 
 
 def test_the_deadline_is_that_of_the_upstream() -> None:

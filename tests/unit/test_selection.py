@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from resty_upstream import Pool, register_method
 from resty_upstream.methods import Candidate, Method, RoundRobin, Setting
-from resty_upstream.model import Host, Pools, record_key
+from resty_upstream.model import Host, Pools, Sticky, record_key
 from resty_upstream.selection import LAST_RESORT_ATTEMPTS, Choice, Snapshot, Target, build, choices, update
 from resty_upstream.state import HostState, Status
 
@@ -50,16 +50,22 @@ def pool(pool_id: str, *ids: str, weights: Iterable[int] = (), **options: Any) -
 
 
 def offered(
-    snapshot: Snapshot, *, granted: bool = True, last_resort: bool = True, tried: Iterable[str] = ()
+    snapshot: Snapshot,
+    *,
+    granted: bool = True,
+    last_resort: bool = True,
+    tried: Iterable[str] = (),
+    session: Callable[[Pool], str | None] = lambda _pool: None,
 ) -> list[Choice]:
     return list(
         choices(
             snapshot,
-            key=lambda: None,
+            key=lambda _pool: None,
             tried={target for target in snapshot.targets.values() if target.id in set(tried)},
             now=lambda: NOW,
             claim=lambda target: f"lease on {target.id}" if granted else "",
             last_resort=last_resort,
+            session=session,
         )
     )
 
@@ -124,6 +130,39 @@ def test_a_failed_host_that_would_get_no_traffic_is_not_worth_a_probe() -> None:
     assert ids(offered(snapshot(drained, a=MANUAL, b=DUE), last_resort=False)) == ["b"]
 
 
+# ── sessions ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_host_of_a_session_comes_first_before_any_probe() -> None:
+    """Then the others as ever, each once."""
+    stays = pool("x", "a", "b", "c", sticky=Sticky())
+    found = offered(snapshot(stays, b=DUE), session=lambda _pool: "c")
+    assert ids(found) == ["c", "b", "a"]
+    assert [choice.prober for choice in found] == ["", "lease on b", ""]
+
+
+def test_the_host_of_a_session_may_be_drained_but_not_down_nor_gone_nor_tried() -> None:
+    stays = pool("x", "a", "b", weights=[5, 0], sticky=Sticky())
+    drained = snapshot(stays)
+    assert ids(offered(drained, session=lambda _pool: "b")) == ["b", "a"]
+    assert ids(offered(drained, session=lambda _pool: "b", tried=["b"])) == ["a"]
+    assert ids(offered(drained, session=lambda _pool: "gone")) == ["a", "b"]
+    for state in (MANUAL, waiting(), DUE, probed()):
+        assert ids(offered(snapshot(stays, b=state), session=lambda _pool: "b", last_resort=False)) == ["a"]
+
+
+def test_a_session_is_asked_for_in_pools_that_are_sticky_alone() -> None:
+    pools = pool("x", "a", "b"), pool("y", "c", "d", sticky=Sticky(), priority=1)
+    asked = []
+
+    def session(pool: Pool) -> str:
+        asked.append(pool.id)
+        return "d"
+
+    assert ids(offered(snapshot(*pools), session=session))[2:] == ["d", "c"]
+    assert asked == ["y"]
+
+
 # ── the last resort ───────────────────────────────────────────────────────────────────────────
 
 
@@ -171,6 +210,7 @@ def situations(draw: st.DrawFn) -> tuple[Pools, dict[str, HostState], list[str]]
             priority=draw(st.integers(0, 2)),
             up=draw(st.booleans()) or number == 0,
             method=draw(st.sampled_from(["round_robin", "random", "hash"])),
+            sticky=draw(st.sampled_from([None, Sticky()])),
         )
         for number, weights in enumerate(
             draw(st.lists(st.lists(st.sampled_from([0, 0, 1, 5]), max_size=5), max_size=4))
@@ -185,12 +225,18 @@ def rank(target: Target) -> int:
     return target.pool.priority
 
 
-@given(situations(), st.booleans(), st.booleans())
+@given(situations(), st.booleans(), st.booleans(), st.sampled_from(["h0", "h1", "h2", "h3", None]))
 def test_what_a_request_is_offered_always_obeys_the_rules(
-    situation: tuple[Pools, dict[str, HostState], list[str]], granted: bool, last_resort: bool
+    situation: tuple[Pools, dict[str, HostState], list[str]], granted: bool, last_resort: bool, home: str | None
 ) -> None:
     pools, by_id, tried = situation
-    found = offered(snapshot(*pools, **by_id), granted=granted, last_resort=last_resort, tried=tried)
+    found = offered(
+        snapshot(*pools, **by_id),
+        granted=granted,
+        last_resort=last_resort,
+        tried=tried,
+        session=lambda _pool: home,
+    )
     targets = [choice.target for choice in found]
     resort = [choice.target for choice in found if choice.last_resort]
     regular = targets[: len(targets) - len(resort)]
@@ -241,7 +287,7 @@ def seen(found: Snapshot) -> object:
 
 def picked(found: Snapshot) -> list[set[str]]:
     """What each pool's method picks."""
-    return [{target.id for _ in range(7) if (target := plan.pick(lambda: "k", ()))} for plan in found.plans]
+    return [{target.id for _ in range(7) if (target := plan.pick(lambda _pool: "k", ()))} for plan in found.plans]
 
 
 @given(st.data())
@@ -287,7 +333,7 @@ def test_a_change_of_its_options_is_seen_in_every_host_of_a_pool() -> None:
 
 def test_a_method_goes_on_where_it_was_when_a_host_comes_or_goes() -> None:
     def order(found: Snapshot) -> list[str]:
-        return [target.id for _ in range(3) if (target := found.plans[0].pick(lambda: None, ()))]
+        return [target.id for _ in range(3) if (target := found.plans[0].pick(lambda _pool: None, ()))]
 
     before = snapshot(pool("x", "a", "b", "c"), seed=3)
     expected = order(before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import io
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,7 @@ from tests.helpers import WAIT_S, health, hosts, open_upstream, refused, visit, 
 
 ONE: dict[str, Any] = {"p": {"max_fails": 1000, "hosts": hosts("a")}}
 HASHED: dict[str, Any] = {"p": {"method": "hash", "hosts": hosts(*"abcdefgh")}}
+STICKY: dict[str, Any] = {"p": {"sticky": True, "hosts": hosts(*"abcdefgh")}}
 
 Made = Callable[[WSGIEnvironment], Any]
 
@@ -426,6 +429,139 @@ def test_clients_without_an_address_are_spread(address: str) -> None:
     assert sorted(homes([{"REMOTE_ADDR": address}] * 8)) == list("abcdefgh")
 
 
+def test_hash_behind_a_proxy_that_is_trusted_goes_by_the_client_of_the_proxy() -> None:
+    app = UpstreamMiddleware(
+        answering(lambda environ: [visit(environ["resty_upstream"])[0].encode()]),
+        open_upstream(HASHED, trusted_proxies=["192.0.2.0/24"]),
+    )
+
+    def home(proxy: int, client: int) -> bytes:
+        forwarded = {"HTTP_X_FORWARDED_FOR": f"198.51.100.{client}"}
+        return finish(app(request(REMOTE_ADDR=f"192.0.2.{proxy}", **forwarded), start_response))
+
+    assert len({home(proxy, 1) for proxy in range(20)}) == 1
+    assert len({home(1, client) for client in range(30)}) > 3
+
+
+# ── sticky sessions ───────────────────────────────────────────────────────────────────────────
+
+
+class Browser:
+    """Somebody with a cookie; what the middleware gave to the server for him is in ``headers``."""
+
+    def __init__(self, app: WSGIApplication, **environ: str) -> None:
+        self.cookie = ""
+        self.headers: list[tuple[str, str]] = []
+        self._app, self._environ = app, environ
+
+    def get(self) -> bytes:
+        """The body of a response."""
+
+        def start(status: str, headers: list[tuple[str, str]], error: Any = None, /) -> Callable[[bytes], object]:
+            self.headers = headers
+            return bytes
+
+        body = finish(self._app(request(HTTP_COOKIE=f"x=1; {self.cookie}", **self._environ), start))
+        self.cookie = next((value.partition(";")[0] for value in self.set_cookies()), self.cookie)
+        return body
+
+    def set_cookies(self) -> list[str]:
+        """The cookies that the last response set."""
+        return [value for name, value in self.headers if name == "Set-Cookie"]
+
+
+def at_home(environ: WSGIEnvironment) -> bytes:
+    """The host that a call goes to."""
+    return visit(environ["resty_upstream"])[0].encode()
+
+
+def calls_first(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """An application that calls before it answers."""
+    body = [at_home(environ)]
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Set-Cookie", "own=1")])
+    return body
+
+
+def test_a_session_stays_by_a_cookie_beside_those_of_the_application() -> None:
+    """Set when it begins, and not again; with the flags of one that no script and no other site may have."""
+    upstream = open_upstream(STICKY)
+    browsers = [Browser(UpstreamMiddleware(calls_first, upstream)) for _ in range(20)]
+    homes = []
+    for browser in browsers:
+        homes.append(browser.get())
+        own, cookie = browser.set_cookies()
+        assert own == "own=1"
+        assert re.fullmatch(r"upstream=[\w.-]+; Max-Age=86400; Path=/; HttpOnly; SameSite=Lax", cookie)
+        browser.cookie = cookie.partition(";")[0]
+    assert len(set(homes)) == 8
+    assert [browser.get() for browser in browsers] == homes
+    assert {tuple(browser.set_cookies()) for browser in browsers} == {("own=1",)}
+
+
+def test_a_cookie_that_came_by_tls_goes_back_by_tls_alone() -> None:
+    browser = Browser(UpstreamMiddleware(calls_first, open_upstream(STICKY)), **{"wsgi.url_scheme": "https"})
+    browser.get()
+    assert browser.set_cookies()[1].endswith("; SameSite=Lax; Secure")
+
+
+def test_a_response_that_began_before_the_call_sets_no_cookie() -> None:
+    """It is too late; the call is served all the same."""
+
+    def stream(environ: WSGIEnvironment) -> Iterator[bytes]:
+        yield b"begun "
+        yield at_home(environ)
+
+    browser = Browser(UpstreamMiddleware(answering(stream), open_upstream(STICKY)))
+    assert browser.get().startswith(b"begun ")
+    assert browser.set_cookies() == []
+
+
+def test_an_answer_to_an_error_gets_the_cookie_too() -> None:
+    """``start_response`` is called again, with the error."""
+    calls = []
+
+    def server(status: str, headers: list[tuple[str, str]], error: Any = None, /) -> Callable[[bytes], object]:
+        calls.append((status, [name for name, _ in headers], error))
+        return bytes
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        at_home(environ)
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            start_response("500 Oops", [], sys.exc_info())
+        return []
+
+    finish(UpstreamMiddleware(app, open_upstream(STICKY))(request(), server))
+    assert [(status, names, bool(error)) for status, names, error in calls] == [
+        ("200 OK", [], False),
+        ("500 Oops", ["Set-Cookie"], True),
+    ]
+
+
+def test_with_sticky_pools_the_rules_of_wsgi_are_kept_too() -> None:
+    app = validator(UpstreamMiddleware(calls_first, open_upstream(STICKY)))
+    assert finish(app(request(REQUEST_METHOD="GET", QUERY_STRING=""), start_response)) in b"abcdefgh"
+
+
+def test_each_upstream_of_a_request_sets_its_own_cookie() -> None:
+    upstreams = {
+        "default": open_upstream(STICKY),
+        "other": open_upstream({"p": {**STICKY["p"], "sticky": {"cookie": "other"}}}),
+    }
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        for name in upstreams:
+            visit(environ["resty_upstreams"][name])
+        start_response("200 OK", [])
+        return []
+
+    browser = Browser(UpstreamMiddleware(app, upstreams))
+    browser.get()
+    assert [cookie.partition("=")[0] for cookie in browser.set_cookies()] == ["upstream", "other"]
+
+
 # ── one in another ────────────────────────────────────────────────────────────────────────────
 
 
@@ -490,9 +626,10 @@ def raises(environ: WSGIEnvironment) -> list[bytes]:
     raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("pools", [ONE, HASHED, STICKY], ids=["plain", "hash", "sticky"])
 @pytest.mark.parametrize("make", [unused, used, streams, sends_file, raises])
 @pytest.mark.parametrize("wrapper", [FileWrapper, ClosingWrapper])
-def test_a_request_is_freed_without_the_collector(make: Made, wrapper: type) -> None:
+def test_a_request_is_freed_without_the_collector(make: Made, wrapper: type, pools: dict[str, Any]) -> None:
     """The middleware leaves no cycle behind."""
     refs: list[weakref.ref[Any]] = []
 
@@ -500,7 +637,7 @@ def test_a_request_is_freed_without_the_collector(make: Made, wrapper: type) -> 
         refs.extend(weakref.ref(environ[name]) for name in ("resty_upstream", "resty_upstreams"))
         return make(environ)
 
-    app = UpstreamMiddleware(answering(watched), open_upstream(ONE))
+    app = UpstreamMiddleware(answering(watched), open_upstream(pools))
     gc.collect()
     gc.disable()
     try:

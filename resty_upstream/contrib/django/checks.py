@@ -39,9 +39,10 @@ _HINTS: Final = {
     "E006": "Correct the name of the method, or call register_method in ready() of an app.",
     "E007": f"Write {_STORE}, a file in a directory of its own.",
     "W003": 'Make "TOTAL_TIMEOUT" several times the timeout of a pool.',
-    "W006": "Give each call a key, as request.upstream.connect(key=…), or have a middleware set "
-    'request.META["REMOTE_ADDR"] from a header of a proxy that is trusted.',
+    "W006": 'Name the proxies, as "TRUSTED_PROXIES": ["10.0.0.0/8"]; or give the pool another key, as '
+    '"key": "cookie:sessionid", or each call one, as request.upstream.connect(key=…).',
     "W008": f"A directory below /run is safe, as systemd's RuntimeDirectory=myapp: {_STORE}.",
+    "W012": 'Name the addresses or networks of the proxies alone, as "TRUSTED_PROXIES": ["10.0.0.0/8"].',
 }
 
 
@@ -153,8 +154,12 @@ def _errors(error: InvalidConfig) -> list[CheckMessage]:
 
 def _found(alias: str, finding: Finding) -> CheckMessage:
     path = f"UPSTREAMS[{alias!r}]"
+    hint = _HINTS.get(finding.id, finding.hint)
+    if finding.path == "trusted_proxies":
+        what = finding.message.removeprefix(finding.path)
+        return _warning(finding.id, f"{path}['TRUSTED_PROXIES']{what}", hint)
     where = f"{path}['STORE']" if finding.path == "store" else path
-    return _warning(finding.id, f"{where}: {finding.message}", _HINTS.get(finding.id, finding.hint))
+    return _warning(finding.id, f"{where}: {finding.message}", hint)
 
 
 def _warning(number: str, what: str, hint: str) -> CheckMessage:

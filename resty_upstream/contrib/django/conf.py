@@ -12,10 +12,12 @@ from django.core.signals import setting_changed
 
 from resty_upstream import InvalidConfig, Problem, Upstream, UpstreamNotFound
 from resty_upstream.config import OPTIONS, make_upstream
+from resty_upstream.contrib.django.signing import DjangoSigner
 from resty_upstream.errors import Problems
 from resty_upstream.stores import Store
 
-_OPTIONS: Final = {name.upper(): name for name in OPTIONS}
+# Cookies are signed as Django signs everything: with SECRET_KEY.
+_OPTIONS: Final = {name.upper(): name for name in OPTIONS if name != "cookie_secret"}
 
 _upstreams: dict[str, Upstream] = {}
 _stores: dict[str, Store] = {}
@@ -112,7 +114,7 @@ def make(alias: object, stores: dict[str, Store]) -> Upstream:
                     raise InvalidConfig(Problem.unknown_option(f"{path}[{name!r}]", name, _OPTIONS))
         with problems.noted():
             try:
-                upstream = make_upstream(alias, options, stores, _application())
+                upstream = make_upstream(alias, options, stores, _application(), DjangoSigner(alias))
             except InvalidConfig as error:
                 raise type(error)([_in_setting(path, problem) for problem in error.problems]) from None
     return upstream
@@ -120,8 +122,9 @@ def make(alias: object, stores: dict[str, Store]) -> Upstream:
 
 def _in_setting(path: str, problem: Problem) -> Problem:
     """A problem of an upstream, with the option as the setting spells it."""
-    option, _, rest = problem.partition(" ")
-    spelled = f"{path}[{option.upper()!r}] {rest}" if option.upper() in _OPTIONS else f"{path}: {problem}"
+    option = problem.partition(" ")[0].partition("[")[0]
+    known = option.upper() in _OPTIONS
+    spelled = f"{path}[{option.upper()!r}]{problem[len(option) :]}" if known else f"{path}: {problem}"
     return Problem(spelled, problem.kind)
 
 

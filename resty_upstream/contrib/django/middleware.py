@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from resty_upstream import RequestContext, RequestUpstreams
 from resty_upstream.contrib.django.conf import upstreams as configured
+from resty_upstream.visitors import WsgiVisitor
 
 if TYPE_CHECKING:
     from django.http import StreamingHttpResponse
@@ -67,6 +68,7 @@ class UpstreamMiddleware:
         except BaseException:
             upstreams.post_process()
             raise
+        _set_cookies(request, response, upstreams)
         _post_process_after(request, response, upstreams)
         return response
 
@@ -77,6 +79,7 @@ class UpstreamMiddleware:
         except BaseException:  # a client that leaves during the view cancels it; there is no response then
             upstreams.post_process()
             raise
+        _set_cookies(request, response, upstreams)
         _post_process_after(request, response, upstreams)
         if response.streaming:
             _post_process_if_broken(cast("StreamingHttpResponse", response), upstreams)
@@ -84,11 +87,19 @@ class UpstreamMiddleware:
 
 
 def _attach(request: HttpRequest) -> RequestUpstreams:
-    # A key that holds META and not the request: a cycle would leave every request to the garbage collector.
-    meta = request.META
-    upstreams = _DjangoUpstreams(configured, lambda: meta.get("REMOTE_ADDR") or None)  # "" at a unix socket
+    # Of META and not of the request: a cycle would leave every request to the garbage collector.
+    upstreams = _DjangoUpstreams(configured, WsgiVisitor(request.META))
     cast("UpstreamHttpRequest", request).upstreams = upstreams
     return upstreams
+
+
+def _set_cookies(request: HttpRequest, response: HttpResponseBase, upstreams: RequestUpstreams) -> None:
+    """Those of sticky sessions: of hosts that were picked before the response streams."""
+    if upstreams.used:
+        for name, value, max_age in upstreams.cookies():
+            response.set_cookie(
+                name, value, max_age=max_age, secure=request.is_secure(), httponly=True, samesite="Lax"
+            )
 
 
 def _post_process_after(request: HttpRequest, response: HttpResponseBase, upstreams: RequestUpstreams) -> None:

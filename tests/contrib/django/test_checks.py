@@ -129,6 +129,12 @@ WARNINGS: list[tuple[str, object, str, str]] = [
     ("W005", host(host="192.0.2.2"), "UPSTREAMS['default']: pools.p.hosts: a, b have the same address", "one of"),
     ("W010", pool(hosts={}), "UPSTREAMS['default']: pools.p has no hosts", "Add a host"),
     ("W011", pool(failed_timeout_max=5), "UPSTREAMS['default']: pools.p.failed_timeout_max (5 s) is", "several"),
+    (
+        "W012",
+        default(TRUSTED_PROXIES=["0.0.0.0/0"]),
+        "UPSTREAMS['default']['TRUSTED_PROXIES'] trusts everybody",
+        '"TRUSTED_PROXIES": ["10.',
+    ),
     ("W022", {}, "UPSTREAMS is missing or empty", f'UPSTREAMS = {{"default": {{{STORE}, "POOLS": {{'),
     (
         "W024",
@@ -162,7 +168,15 @@ def test_hash_behind_a_proxy_is_a_warning(evidence: dict[str, Any], monkeypatch:
     for name, value in evidence.items():
         monkeypatch.setenv(name, str(value))  # which Django does not look at
     with override_settings(**evidence):
-        assert_says(found(hashed), "W006", "UPSTREAMS['default']: pools.p.method is hash", '["REMOTE_ADDR"]')
+        assert_says(found(hashed), "W006", "UPSTREAMS['default']: pools.p.method is hash", '"TRUSTED_PROXIES"')
+        assert not found(pool(method="hash", key="cookie:sessionid"))
+        assert not found(default(POOLS={"p": {"hosts": TWO, "method": "hash"}}, TRUSTED_PROXIES=["10.0.0.0/8"]))
+
+
+def test_sticky_sessions_need_nothing_but_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W013 is for those that sign with itsdangerous."""
+    monkeypatch.setitem(sys.modules, "itsdangerous", None)
+    assert not found(pool(sticky=True))
 
 
 def test_a_site_without_the_middleware_is_warned() -> None:
@@ -241,7 +255,7 @@ def test_one_that_is_broken_does_not_hide_the_others() -> None:
 def setting_of_the_readme() -> dict[str, Any]:
     """What the README tells to write into the settings."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if "UPSTREAMS = {" in block]
+    (block,) = [block for block in blocks if "INSTALLED_APPS" in block]
     statements = [node for node in ast.parse(block).body if isinstance(node, ast.Assign)]
     return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in statements}
 

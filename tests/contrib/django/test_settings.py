@@ -62,6 +62,8 @@ WRONG: list[tuple[object, str]] = [
         DEFAULT + r".*pools\.p\.hosts\.a\.port must be a number.*'http'",
     ),
     (with_options(POOLS={"p": {"max_fail": 3}}), DEFAULT + r".*pools\.p\.max_fail is not an option.*max_fails"),
+    (with_options(TRUSTED_PROXIES=["x"]), DEFAULT + r"\['TRUSTED_PROXIES'\]\[0\] must be an IP address.*'x'"),
+    (with_options(COOKIE_SECRET="x" * 20), DEFAULT + r"\['COOKIE_SECRET'\] is not an option"),
     (with_options(POOLS={"p": {"timeout": -1}}), DEFAULT + r".*pools\.p\.timeout must be.*milliseconds"),
     (with_options(POOLS={"p": {"method": "fastest"}}), DEFAULT + r".*pools\.p\.method must be.*round_robin"),
     (with_options(POOLS={"": {}}), DEFAULT + ".*an id in pools must be"),
@@ -148,11 +150,15 @@ def test_there_is_one_object_for_each_name() -> None:
 def test_all_options_arrive() -> None:
     """A store object is taken as it is."""
     store = open_store("memory://")
-    with override_settings(UPSTREAMS=with_options(STORE=store, TOTAL_TIMEOUT="2s", LAST_RESORT=False)):
+    options = with_options(
+        STORE=store, TOTAL_TIMEOUT="2s", LAST_RESORT=False, TRUSTED_PROXIES=["10.0.0.0/8", "unix"]
+    )
+    with override_settings(UPSTREAMS=options):
         upstream = get_upstream()
         assert upstream.store is store
         assert upstream.total_timeout_s == 2.0
         assert upstream.last_resort is False
+        assert upstream.trusted_proxies.client_address("", "192.0.2.1, 10.0.0.9") == "192.0.2.1"
         assert list(upstream.get_pools()["p"]["hosts"]) == ["a"]
 
 

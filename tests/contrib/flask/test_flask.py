@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Request, Response, request, stream_with_context
+from flask import Flask, Request, Response, request, session, stream_with_context
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client, EnvironBuilder
 
@@ -244,3 +244,26 @@ def test_an_app_that_is_mounted_has_its_own_or_those_around_it() -> None:
     assert client.get("/without/", buffered=True).text == "outer"
     assert client.get("/", buffered=True).text == "outer"
     assert (failcount(outer), failcount(inner)) == (2, 1)
+
+
+# ── sticky sessions ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_session_stays_at_its_host_beside_the_session_of_flask() -> None:
+    def view() -> str:
+        session["seen"] = session.get("seen", 0) + 1
+        return visit(current_upstream)[0]
+
+    app = app_with(view, open_upstream({"p": {"sticky": True, "hosts": hosts(*"abcdefgh")}}))
+    app.secret_key = "a secret of Flask"
+    clients = [app.test_client() for _ in range(16)]
+    homes = [client.get("/", buffered=True).text for client in clients]
+    assert len(set(homes)) == 8
+    for client, home in zip(clients, homes, strict=True):
+        again = client.get("/", buffered=True)
+        assert again.text == home
+        assert [line.partition("=")[0] for line in again.headers.getlist("Set-Cookie")] == ["session"]
+        cookie = client.get_cookie("upstream")
+        assert cookie is not None
+        assert (cookie.path, cookie.http_only, cookie.same_site, cookie.secure) == ("/", True, "Lax", False)
+        assert cookie.max_age == 86_400

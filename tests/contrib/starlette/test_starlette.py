@@ -190,3 +190,33 @@ def test_the_application_has_its_own_start_and_end_and_the_state_it_makes_there(
         with TestClient(app) as client:
             assert client.get("/").text == "connected ['a']"
     assert heard == [True, "end"] * 2
+
+
+# ── sticky sessions ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_session_stays_at_its_host() -> None:
+    """Of requests and of websockets, which share the cookie."""
+    upstream = open_upstream({"p": {"sticky": True, "hosts": hosts(*"abcdefgh")}})
+
+    def endpoint(request: Request[UpstreamState]) -> Response:
+        return PlainTextResponse(visit(request.state.upstream)[0])
+
+    async def talk(websocket: WebSocket) -> None:
+        home = visit(get_upstream(websocket))[0]
+        await websocket.accept()
+        await websocket.send_text(home)
+        await websocket.close()
+
+    app = Starlette(
+        routes=[Route("/", endpoint), WebSocketRoute("/talk", talk)],
+        middleware=[Middleware(UpstreamMiddleware, upstreams=upstream)],
+    )
+    clients = [TestClient(app) for _ in range(16)]
+    homes = [client.get("/").text for client in clients]
+    assert len(set(homes)) == 8
+    for client, home in zip(clients, homes, strict=True):
+        again = client.get("/")
+        assert (again.text, "set-cookie" in again.headers) == (home, False)
+        with client.websocket_connect("/talk") as websocket:
+            assert websocket.receive_text() == home
