@@ -46,14 +46,18 @@ class Upstreams(Mapping[str, Upstream]):
         self, given: Upstream | Mapping[str, Any] | str | os.PathLike[str], *, application: str = ""
     ) -> None:
         self._stores: dict[str, Store] = {}
+        self._upstreams = self._find(given, application)
+        self._replicas = tuple(upstream.replica for upstream in self._upstreams.values())
+
+    def _find(
+        self, given: Upstream | Mapping[str, Any] | str | os.PathLike[str], application: str
+    ) -> dict[str, Upstream]:
         if isinstance(given, Upstream):
-            self._upstreams = {"default": given}
-            return
+            return {"default": given}
         if isinstance(given, str | os.PathLike):
             path = os.fspath(given)
-            self._upstreams = self._read(load(path), f"{path}: ", application or os.path.abspath(path))
-            return
-        self._upstreams = self._read(given, "upstreams.", application)
+            return self._read(load(path), f"{path}: ", application or os.path.abspath(path))
+        return self._read(given, "upstreams.", application)
 
     def _read(self, given: object, place: str, application: str) -> dict[str, Upstream]:
         if not isinstance(given, Mapping):
@@ -102,8 +106,8 @@ class Upstreams(Mapping[str, Upstream]):
 
         As far as this process knows: a pool that begins to do so counts from the request after the first one.
         """
-        for upstream in self._upstreams.values():  # noqa: SIM110 - runs for each request, where any() costs a call
-            if upstream.replica.asks_visitors:
+        for replica in self._replicas:  # noqa: SIM110 - runs for each request, where any() costs a call
+            if replica.asks_visitors:
                 return True
         return False
 

@@ -191,6 +191,9 @@ class Replica:
         self._states: dict[str, HostState] = {}  # as stored; the snapshot also has what is queued
         self._on_top: set[str] = set()  # hosts for which the snapshot has what is queued
         self._snapshot = EMPTY
+        # No property: every request asks, and that would cost as much as all else that a middleware does.
+        self.asks_visitors = EMPTY.asks_visitors
+        """Whether pools go by who makes a request, as far as this process knows: the store is not looked at."""
         self._secret = b""
         self._trouble: StoreError | None = None
         self._complaints: set[str] = set()
@@ -235,11 +238,6 @@ class Replica:
     def is_loaded(self) -> bool:
         """Whether :meth:`snapshot` has something to give without opening the store."""
         return self._snapshot is not EMPTY
-
-    @property
-    def asks_visitors(self) -> bool:
-        """Whether pools go by who makes a request, as far as this process knows: the store is not looked at."""
-        return self._snapshot.asks_visitors
 
     @property
     def secret(self) -> bytes:
@@ -350,6 +348,7 @@ class Replica:
             states = self._with_queue({*changed, *queued, *self._on_top})
             self._snapshot = update(self._snapshot, states, random=self._random, secret=secret)
         self._secret, self._on_top = secret, queued
+        self.asks_visitors = self._snapshot.asks_visitors
 
     def _show_queued(self, keys: Iterable[str]) -> None:
         """Let what is queued of these hosts work in this process."""

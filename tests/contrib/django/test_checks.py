@@ -255,7 +255,7 @@ def test_one_that_is_broken_does_not_hide_the_others() -> None:
 def setting_of_the_readme() -> dict[str, Any]:
     """What the README tells to write into the settings."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if "INSTALLED_APPS" in block]
+    (block,) = [block for block in blocks if "INSTALLED_APPS = [" in block]
     statements = [node for node in ast.parse(block).body if isinstance(node, ast.Assign)]
     return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in statements}
 
