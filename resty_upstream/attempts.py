@@ -23,9 +23,10 @@ from random import random
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Self
 
 from resty_upstream.errors import NoHostAvailable, UpstreamError
-from resty_upstream.model import Host, Pool
+from resty_upstream.load import Flight, Load
+from resty_upstream.model import Host, OutlierDetection, Pool
 from resty_upstream.selection import Choice, Snapshot, Target, choices
-from resty_upstream.state import Failure, Release, Success
+from resty_upstream.state import Eject, Failure, Release, Success
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,6 +65,7 @@ class Attempt:
         "_attempts",
         "_began",
         "_earlier",
+        "_flight",
         "_handled",
         "_prober",
         "bounded",
@@ -111,6 +113,7 @@ class Attempt:
         self.duration_s = 0.0
         self.bounded = False
         self._earlier: tuple[Attempt, ...] = ()
+        self._flight = None if target.load is None else Flight(target.load)
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
@@ -153,6 +156,8 @@ class Attempt:
         if error is None:
             self.outcome = "ok"
             attempts.done = True
+            if self._flight is not None:
+                self._note_load(attempts, now)
             if not self.target.quiet:
                 self._succeeded(attempts, now)
             return False
@@ -168,6 +173,8 @@ class Attempt:
         verdict = self._judge(error)
         self.error = error
         self.outcome = "failed" if verdict.counts else "ignored"
+        if self._flight is not None:
+            self._note_load(attempts, now)
         prober = self._prober
         if verdict.counts:
             attempts.answered_badly |= verdict.answered
@@ -182,6 +189,26 @@ class Attempt:
         attempts.done = not verdict.next_host
         return verdict.next_host
 
+    def _note_load(self, attempts: Attempts, now: float) -> None:
+        """It is over: for methods that look at the load, and for the rule of outliers."""
+        flight, load, ok = self._flight, self.target.load, self.outcome == "ok"
+        self._flight = None
+        if flight is None or load is None:
+            return
+        if ok and attempts.is_connecting:
+            attempts.context.hold(self.target, flight)  # what was connected is used from now on
+        else:
+            flight.land()
+        if self.outcome == "ignored":
+            return
+        load.note(now, self.duration_s, ok=ok)
+        rule = self.pool.outlier_detection
+        if rule is not None:
+            load.count(now, rule.window, ok=ok)
+            if not ok and (reason := _outlier(load, rule, now)):
+                fact = Eject(now, self._began, time.time(), 2 * random() - 1, reason)
+                attempts.context.observe(self.target, fact, probe=False)
+
     def _judge(self, error: BaseException) -> Verdict:
         verdict = classify(error, unix=self.host.host.startswith("unix:"), handled=self._handled)
         if not verdict.timed_out:
@@ -193,6 +220,15 @@ class Attempt:
         if self.bounded and self.duration_s > 2 * self.timeout_s + 1.0:
             return _PAUSED
         return verdict
+
+
+def _outlier(load: Load, rule: OutlierDetection, now: float) -> str:
+    """Why the host is to go down by the rule; "" where it is not."""
+    requests, rate = load.success_rate(now, rule.window)
+    if requests < rule.requests or rate >= rule.success_rate:
+        return ""
+    load.forget_counts()  # once for so many requests, also where too many hosts are down already
+    return f"success rate {rate:.0f}% of {requests} requests"
 
 
 _RECORDED: Final = ("pool", "host", "timeout_s", "last_resort", "outcome", "error", "duration_s")
@@ -216,6 +252,7 @@ class Attempts(Iterator[Attempt]):
         "answered_badly",
         "context",
         "done",
+        "is_connecting",
         "log",
         "now",
     )
@@ -223,8 +260,10 @@ class Attempts(Iterator[Attempt]):
     _deadline: float
     _snapshot: Snapshot
 
-    def __init__(self, context: RequestContext, key: Key | None) -> None:
+    def __init__(self, context: RequestContext, key: Key | None, *, is_connecting: bool = False) -> None:
         self.context = context
+        self.is_connecting = is_connecting
+        """Whether what comes of it is in use when the attempt is over."""
         self.now = context.upstream.now
         self.log: list[Attempt] = []
         self._key = key

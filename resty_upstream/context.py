@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from resty_upstream import connectors
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
+from resty_upstream.load import Flight
 from resty_upstream.replica import Observation
 from resty_upstream.selection import Explanation, Snapshot, Target, explain
 from resty_upstream.state import Fact, Failure
@@ -64,6 +65,8 @@ class RequestContext:
     _facts: deque[Observation] | None = None
     _token: Any = None
     _session: Session | None = None
+    _flights: dict[str, Flight] | None = None
+    _is_request = False
     failed: Mapping[str, float] = MappingProxyType({})
     """When this request failed, by host."""
 
@@ -121,7 +124,7 @@ class RequestContext:
     def connect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
         """See :meth:`resty_upstream.Upstream.connect`."""
         connector = connectors.find(client)
-        for attempt in Attempts(self, key):
+        for attempt in Attempts(self, key, is_connecting=True):
             with attempt:
                 # As Connected(…), in half the time.
                 return _new_tuple(Connected, (connector(client, attempt), attempt.info))
@@ -145,7 +148,7 @@ class RequestContext:
             from resty_upstream.aconnectors import in_thread
 
             await in_thread(self.upstream.replica.snapshot)
-        for attempt in Attempts(self, key):
+        for attempt in Attempts(self, key, is_connecting=True):
             with attempt:
                 return _new_tuple(Connected, (await connector(client, attempt), attempt.info))
         raise AssertionError(_UNREACHABLE)
@@ -169,6 +172,12 @@ class RequestContext:
         if self._finished or (self.began is not None and fact.at - self.began > _KEPT_S):
             self._tell()
 
+    def hold(self, target: Target, flight: Flight) -> None:
+        """What is connected counts as in flight until the response is over, or the host is connected again."""
+        if self._is_request and not self._finished:
+            self.__dict__.setdefault("_flights", {})[target.key] = flight
+        # else it is not known when it ends: it does here, with the last reference
+
     def excluded(self, snapshot: Snapshot) -> set[Target]:
         """The hosts that this request does not try again."""
         if not self.failed:
@@ -183,6 +192,8 @@ class RequestContext:
         May be called again, from any thread: it finds nothing then. Never raises for the store.
         """
         self._finished = True
+        if self._flights:
+            self._flights.clear()
         if self._facts or self.upstream.replica.has_queue:
             self._tell()
 
@@ -231,6 +242,12 @@ class RequestContext:
         self.post_process()
 
 
+class _OfRequest(RequestContext):
+    """The context of a web request, which is known to end."""
+
+    _is_request = True
+
+
 class RequestUpstreams(Mapping[str, RequestContext]):
     """The upstreams of one web request, by name; each context is made when it is first used.
 
@@ -252,13 +269,15 @@ class RequestUpstreams(Mapping[str, RequestContext]):
     ) -> None:
         self._upstreams = upstreams
         self._visitor = visitor
-        self._contexts = {} if default is None else {"default": RequestContext(default, None, visitor)}
+        self._contexts: dict[str, RequestContext] = (
+            {} if default is None else {"default": _OfRequest(default, None, visitor)}
+        )
         self._finished = False
 
     def __getitem__(self, name: str) -> RequestContext:
         context = self._contexts.get(name)
         if context is None:
-            context = RequestContext(self._upstreams[name], None, self._visitor)
+            context = _OfRequest(self._upstreams[name], None, self._visitor)
             # Of two threads that are here, both get the first one's.
             context = self._contexts.setdefault(name, context)
             if self._finished:

@@ -11,6 +11,7 @@ from typing import Final
 
 _TAU_S: Final = 10.0
 _SLOTS: Final = 5
+_TRACE: Final = 0.1
 _LEAST_S: Final = 1e-4  # so that hosts that nothing is known of differ by what is under way
 
 
@@ -32,7 +33,12 @@ class Load:
 
     def in_flight(self, now: float) -> float:
         """Requests under way; a failure is one that fades away in the time that an attempt may take."""
-        return len(self.running) + self._penalty * math.exp((self._penalty_at - now) / self.timeout_s)
+        penalty = self._faded_penalty(now) if self._penalty else 0.0
+        # A trace of it would decide between hosts that are idle.
+        return len(self.running) + (penalty if penalty > _TRACE else 0.0)
+
+    def _faded_penalty(self, now: float) -> float:
+        return self._penalty * math.exp((self._penalty_at - now) / self.timeout_s)
 
     def peak_ewma(self, now: float, weight: float = 1.0) -> float:
         """The latency in seconds times the requests under way, with this one.
@@ -48,7 +54,7 @@ class Load:
     def note(self, now: float, took_s: float, *, ok: bool) -> None:
         """An attempt is over."""
         if not ok:
-            self._penalty = 1.0 + self._penalty * math.exp((self._penalty_at - now) / self.timeout_s)
+            self._penalty = 1.0 + self._faded_penalty(now)
             self._penalty_at = now
         latency_s = took_s if ok else max(took_s, self.timeout_s)
         faded = math.exp((self._ewma_at - now) / _TAU_S)

@@ -14,14 +14,16 @@ import math
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from hashlib import blake2b, shake_128
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, NamedTuple, Protocol
 
 from resty_upstream.errors import InvalidConfig, MethodNotFound
 
 if TYPE_CHECKING:
     from random import Random
+
+    from resty_upstream.load import Load
 
 Key = str | bytes
 
@@ -44,6 +46,16 @@ class Candidate(Protocol):
         """Whether it may be picked."""
         ...
 
+    @property
+    def back_at(self) -> float:
+        """When it came back from being down, on the clock of :attr:`Setting.now`; 0 is never."""
+        ...
+
+    @property
+    def load(self) -> Load | None:
+        """What this process has under way there; None in pools that do not ask for it."""
+        ...
+
 
 class Setting(NamedTuple):
     """What a method is built with, besides the hosts."""
@@ -54,13 +66,21 @@ class Setting(NamedTuple):
     """The same in every process that shares the store."""
     previous: Method | None
     """The method of this pool before the change, if it was of the same name: positions live on."""
+    now: Callable[[], float] = float
+    """The clock of the store, in seconds."""
+    slow_start_s: float = 0.0
+    """In which a host that comes back gets from a tenth of its share to all of it."""
+    load: Literal["in_flight", "peak_ewma"] = "in_flight"
+    """What ``p2c`` compares."""
 
 
 class Method(Protocol):
     """One pool's balancing method."""
 
-    uses_key: ClassVar[bool]
-    """Whether ``pick`` looks at the key: working out a request's key is not free."""
+    @property
+    def uses_key(self) -> bool:
+        """Whether ``pick`` looks at the key: working out a request's key is not free."""
+        ...
 
     def pick(self, key: Key | None, tried: Container[Candidate]) -> Candidate | None:
         """An available host that is not in ``tried``; None when there is none."""
@@ -332,13 +352,201 @@ def _digits(weight: int) -> list[int]:
     return [bit for bit in range(rounded.bit_length()) if rounded >> bit & 1]
 
 
+# ── by load ───────────────────────────────────────────────────────────────────────────────────
+
+_ALL_COMPARED: Final = 64
+_SOME_COMPARED: Final = 16
+
+
+class LeastConnections:
+    """The host with the least requests of this process in flight, for its weight (``least_conn`` of nginx).
+
+    Of hosts with the same load the one whose turn it is. In pools of more than 64 hosts 16 are compared that are
+    chosen at random by weight, so that a pick does not take longer the more hosts there are.
+    """
+
+    uses_key: ClassVar[bool] = False
+
+    def __init__(self, hosts: Sequence[Candidate], setting: Setting) -> None:
+        previous = setting.previous if isinstance(setting.previous, LeastConnections) else None
+        turns: RoundRobin | None = previous._turns if previous else None
+        self._turns: RoundRobin = RoundRobin(hosts, setting._replace(previous=turns))
+        self._parts = shares(hosts)
+        self._weights = {host.id: weight for host, weight in self._parts}
+        self._random = RandomChoice(hosts, setting)
+        self._now = setting.now
+
+    def pick(self, _key: Key | None, tried: Container[Candidate]) -> Candidate | None:
+        """The least loaded host that is not in ``tried``."""
+        best = self._turns.pick(None, tried)
+        if best is None:
+            return None
+        now = self._now()
+        least = self._load(best, now)
+        for host in self._compared(tried):
+            load = self._load(host, now)
+            if load < least and host not in tried:
+                best, least = host, load
+        return best
+
+    def _compared(self, tried: Container[Candidate]) -> Iterator[Candidate]:
+        if len(self._parts) <= _ALL_COMPARED:
+            return (host for host, _ in self._parts)
+        some = (self._random.pick(None, tried) for _ in range(_SOME_COMPARED))
+        return (host for host in some if host is not None)
+
+    def _load(self, host: Candidate, now: float) -> float:
+        return host.load.in_flight(now) / self._weights[host.id] if host.load else 0.0
+
+
+class _Either:
+    """What is in one of two containers."""
+
+    __slots__ = ("_one", "_other")
+
+    def __init__(self, one: Container[Candidate], other: Container[Candidate]) -> None:
+        self._one = one
+        self._other = other
+
+    def __contains__(self, host: object) -> bool:
+        return host in self._one or host in self._other
+
+
+class PowerOfTwoChoices:
+    """The less loaded of two hosts that are chosen at random by weight, of any number (Mitzenmacher, 2001)."""
+
+    uses_key: ClassVar[bool] = False
+
+    def __init__(self, hosts: Sequence[Candidate], setting: Setting) -> None:
+        parts = shares(hosts)
+        mean = sum(weight for _, weight in parts) / max(1, len(parts))
+        self._random = RandomChoice(hosts, setting)
+        self._weights = {host.id: weight / mean for host, weight in parts}
+        self._is_by_latency = setting.load == "peak_ewma"
+        self._now = setting.now
+
+    def pick(self, _key: Key | None, tried: Container[Candidate]) -> Candidate | None:
+        """The better of two that are not in ``tried``."""
+        one = self._random.pick(None, tried)
+        if one is None or len(self._weights) == 1:
+            return one
+        other = self._random.pick(None, _Either(tried, (one,)))
+        if other is None:
+            return one
+        now = self._now()
+        return one if self._cost(one, now) <= self._cost(other, now) else other
+
+    def _cost(self, host: Candidate, now: float) -> float:
+        load, weight = host.load, self._weights[host.id]
+        if load is None:
+            return 0.0
+        return load.peak_ewma(now, weight) if self._is_by_latency else load.in_flight(now) / weight
+
+
+# ── slow start ────────────────────────────────────────────────────────────────────────────────
+
+_FIRST_SHARE: Final = 0.1
+_MOST_REFUSALS: Final = 100
+
+
+def ramp(host: Candidate, now: float, slow_start_s: float) -> float:
+    """Which part of its share a host gets, from 0.1 when it came back to 1 after the slow start."""
+    if not host.back_at or now >= host.back_at + slow_start_s:
+        return 1.0
+    return _FIRST_SHARE + (1 - _FIRST_SHARE) * max(0.0, now - host.back_at) / slow_start_s
+
+
+class SlowStart:
+    """Another method, with hosts that came back refused for a part of their turns.
+
+    The shares are exact at any moment: of the turns that the other method gives a host, it gets a part of
+    :func:`ramp`, relative to the host with the largest; what is refused is asked for again. A method by key
+    refuses by key, so that a key moves to the host once, as its share grows, and keys of other hosts stay where
+    they are.
+    """
+
+    def __init__(
+        self, inner: Method, ramping: Sequence[Candidate], hosts: Sequence[Candidate], setting: Setting
+    ) -> None:
+        previous = setting.previous if isinstance(setting.previous, SlowStart) else None
+        self.inner = inner
+        self.uses_key = inner.uses_key
+        self._setting = setting
+        self._ramping = {host.id: host for host in ramping}
+        self._all_ramp = all(host.id in self._ramping for host, _ in shares(hosts))
+        self._until = max(host.back_at for host in ramping) + setting.slow_start_s
+        known: dict[str, float] = previous._credits if previous else {}
+        # Begun anywhere, so that all workers together give the share from the first moment.
+        self._credits: dict[str, float] = {
+            host.id: known.get(host.id, setting.random.random()) for host in ramping
+        }
+        # These two would give the same host again.
+        self._asks_for_others = isinstance(inner, LeastConnections | PowerOfTwoChoices)
+
+    def pick(self, key: Key | None, tried: Container[Candidate]) -> Candidate | None:
+        """The other method's next host that is not refused."""
+        now = self._setting.now()
+        if now >= self._until:
+            return self.inner.pick(key, tried)
+        by_key = key if self.uses_key else None
+        refused: set[Candidate] = set()
+        first = None
+        for _ in range(_MOST_REFUSALS):
+            host = self.inner.pick(key, _Either(tried, refused) if refused else tried)
+            if host is None or self._accepts(host, now, by_key):
+                return host if host is not None else first
+            first = first or host
+            if by_key is not None or self._asks_for_others:
+                refused.add(host)
+        return first
+
+    def _accepts(self, host: Candidate, now: float, key: Key | None) -> bool:
+        if host.id not in self._ramping:
+            return True
+        share = self._share(host, now)
+        if key is not None:
+            return _chance(key, host.id, self._setting.secret) < share
+        credit = self._credits[host.id] + share
+        self._credits[host.id] = credit - 1 if credit >= 1 else credit
+        return credit >= 1
+
+    def _share(self, host: Candidate, now: float) -> float:
+        slow_start_s = self._setting.slow_start_s
+        most = max(ramp(each, now, slow_start_s) for each in self._ramping.values()) if self._all_ramp else 1.0
+        return ramp(host, now, slow_start_s) / most
+
+
+def _chance(key: Key, host_id: str, secret: bytes) -> float:
+    """From 0 to 1: always the same for a key and a host."""
+    data = key.encode("utf-8", "surrogatepass") if isinstance(key, str) else key
+    name = host_id.encode("utf-8", "surrogatepass")
+    digest = blake2b(b"%d:%b%b" % (len(name), name, data), key=secret[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def with_slow_start(factory: Factory, hosts: Sequence[Candidate], setting: Setting) -> Method:
+    """What ``factory`` builds, with those hosts at their part of the share that came back a moment ago."""
+    previous = setting.previous
+    inner_previous = previous.inner if isinstance(previous, SlowStart) else previous
+    inner = factory(hosts, setting._replace(previous=inner_previous))
+    if not setting.slow_start_s:
+        return inner
+    now = setting.now()
+    ramping = [host for host in hosts if host.available and ramp(host, now, setting.slow_start_s) < 1]
+    return SlowStart(inner, ramping, hosts, setting) if ramping else inner
+
+
 # ── the registry ──────────────────────────────────────────────────────────────────────────────
 
 _FACTORIES: Final[dict[str, Factory]] = {
     "round_robin": RoundRobin,
     "random": RandomChoice,
     "hash": ConsistentHash,
+    "least_conn": LeastConnections,
+    "p2c": PowerOfTwoChoices,
 }
+BY_LOAD: Final = frozenset({"least_conn", "p2c"})
+"""Methods that look at the load of hosts."""
 
 
 def register_method(name: str, factory: Factory) -> None:

@@ -41,9 +41,10 @@ from resty_upstream.model import (
     record_key,
     split_key,
 )
-from resty_upstream.selection import EMPTY, Snapshot, Target, build, update
+from resty_upstream.selection import EMPTY, PoolPlan, Snapshot, Target, build, update
 from resty_upstream.state import (
     Change,
+    Eject,
     Fact,
     Failure,
     HostState,
@@ -56,6 +57,7 @@ from resty_upstream.state import (
     decode_state,
     encode_state,
     given,
+    may_eject,
     rebooted,
     shown,
 )
@@ -72,8 +74,11 @@ _RETRY_S: Final = 1.0
 _CLAIM_AGAIN_S: Final = 1.0
 _FAILURES_KEPT: Final = 10_000
 _BUSY_AGAIN_S: Final = 0.05
+_ALIKE_S: Final = 5.0
+_SAID_S: Final = 60.0
 
 _log = logging.getLogger("resty_upstream.store")
+_failover_log = logging.getLogger("resty_upstream.failover")
 
 
 class Observation(NamedTuple):
@@ -134,6 +139,8 @@ class Edit:
         state = self.state(pool.id, host.id)
         if state is None:
             return None
+        if isinstance(fact, Eject) and not self._may_eject(pool.id):
+            return state
         change = apply(state, fact, Rules.of(pool))
         if change.state is not state:
             self.view.put(record_key(pool.id, host.id), encode_state(change.state))
@@ -141,6 +148,12 @@ class Edit:
             self.view.touch()
         self.note(pool, host, state, change, by=by)
         return change.state
+
+    def _may_eject(self, pool_id: str) -> bool:
+        """Whether a soft rule may take one more host of the pool, as all workers have it now."""
+        pool = next((pool for pool in self.config.pools if pool.id == pool_id), None)
+        states = [self.state(pool_id, host.id) for host in pool.hosts] if pool else []
+        return may_eject(sum(state is not None and state.up for state in states), len(states))
 
     def note(self, pool: Pool, host: Host, before: HostState, change: Change, *, by: str = "") -> None:
         """Record a transition, and remember its event, to be emitted after the commit."""
@@ -213,6 +226,7 @@ class Replica:
         self._shows_in_flight = False
         self._flush_again_at = float("-inf")
         self._claim_again_at: dict[str, float] = {}
+        self._said_at: dict[str, float] = {}
         self.checker: Checker | None = None
         """What checks hosts from this process."""
         self._forked = True  # the next snapshot starts at positions of its own
@@ -341,12 +355,14 @@ class Replica:
         if changed is None or begin_anew or pools is not self._snapshot.pools or secret != self._secret:
             states = self._states | self._with_queue(queued)
             previous = EMPTY if begin_anew else self._snapshot
-            self._snapshot = build(pools, states, random=self._random, secret=secret, previous=previous)
+            self._snapshot = build(
+                pools, states, random=self._random, secret=secret, previous=previous, now=self.now
+            )
             self.is_checked = _are_checked(pools)
         else:
             # Also those of which something was queued, which may have come to nothing.
             states = self._with_queue({*changed, *queued, *self._on_top})
-            self._snapshot = update(self._snapshot, states, random=self._random, secret=secret)
+            self._snapshot = update(self._snapshot, states, random=self._random, secret=secret, now=self.now)
         self._secret, self._on_top = secret, queued
         self.asks_visitors = self._snapshot.asks_visitors
 
@@ -355,7 +371,7 @@ class Replica:
         self._shows_in_flight |= bool(self._in_flight)
         states = self._with_queue(keys)
         self._on_top |= states.keys()
-        self._snapshot = update(self._snapshot, states, random=self._random, secret=self._secret)
+        self._snapshot = update(self._snapshot, states, random=self._random, secret=self._secret, now=self.now)
 
     def _with_queue(self, keys: Iterable[str]) -> dict[str, HostState]:
         """The states of these hosts, with what is queued or being written of them on top."""
@@ -389,7 +405,20 @@ class Replica:
         """
         result, events = self._transact(fn, wait_s)
         self.listeners.emit(events)
+        if any(event.name == "host_down" for event in events):
+            self._say_if_all_failed_alike({event.pool.id for event in events if event.name == "host_down"})
         return result
+
+    def _say_if_all_failed_alike(self, pool_ids: Collection[str]) -> None:
+        """Say of pools whose last host has just gone down that it may be this machine's fault."""
+        now = self.now()
+        for plan in self.snapshot().plans:
+            pool_id = plan.pool.id
+            if pool_id in pool_ids and now >= self._said_at.get(pool_id, float("-inf")) + _SAID_S:
+                alike = _failed_alike(plan)
+                if alike:
+                    self._said_at[pool_id] = now
+                    _failover_log.warning("upstream %s: %s", self.id, alike)
 
     def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
         self._own()
@@ -689,6 +718,20 @@ class Replica:
 def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:
     """Whether a person changed anything at run time."""
     return config.pools != config.declared or any(state.status is Status.MANUAL for state in states.values())
+
+
+def _failed_alike(plan: PoolPlan) -> str:
+    """What to say where all hosts of a pool failed in the same way at nearly the same time; "" elsewhere."""
+    if len(plan.hosts) < 2 or any(host.available for host in plan.hosts):
+        return ""
+    reasons = {host.state.reason.removeprefix("check: ") for host in plan.hosts}
+    times = [host.state.failed_at for host in plan.hosts if host.failed]
+    if len(times) < len(plan.hosts) or len(reasons) > 1 or max(times) - min(times) > _ALIKE_S:
+        return ""
+    return (
+        f"all {len(plan.hosts)} hosts of pool {plan.pool.id} failed alike ({reasons.pop()}) within "
+        f"{max(times) - min(times):.1f} s: probably it is us (network, firewall, certificates), and not they"
+    )
 
 
 def _are_checked(pools: Pools) -> bool:

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from resty_upstream.methods import Candidate, Key, Method, RoundRobin, Setting, find_method, is_registered
+from resty_upstream.load import Load
+from resty_upstream.methods import (
+    BY_LOAD,
+    Candidate,
+    Key,
+    Method,
+    RoundRobin,
+    Setting,
+    find_method,
+    is_registered,
+    ramp,
+    with_slow_start,
+)
 from resty_upstream.model import Host, Pool, Pools, record_key
 from resty_upstream.state import HostState, Rules, Status
 
@@ -29,11 +42,13 @@ class Target:
     __slots__ = (
         "address",
         "available",
+        "back_at",
         "due_at",
         "failed",
         "host",
         "id",
         "key",
+        "load",
         "parsed",
         "pool",
         "quiet",
@@ -55,6 +70,9 @@ class Target:
         self.available = state.up
         self.failed = state.failed
         self.due_at = state.due_at
+        self.back_at = state.back_at
+        self.load: Load | None = None
+        """What this process has under way there, in pools that ask for it."""
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
         self.quiet = self.spotless and pool.sticky is None
@@ -66,7 +84,7 @@ class Target:
     def now(self, state: HostState) -> Target:
         """The same host in another state."""
         target = Target(self.pool, self.host, state)
-        target.parsed, target.address = self.parsed, self.address
+        target.parsed, target.address, target.load = self.parsed, self.address, self.load
         return target
 
     def __repr__(self) -> str:
@@ -112,9 +130,17 @@ class Choice(NamedTuple):
 class Snapshot:
     """Pools and the state of their hosts at one moment; nothing in it changes."""
 
-    __slots__ = ("asks_visitors", "plans", "pools", "targets", "untroubled")
+    __slots__ = ("asks_visitors", "loads", "plans", "pools", "targets", "untroubled")
 
-    def __init__(self, pools: Pools, targets: Mapping[str, Target], plans: tuple[PoolPlan, ...]) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        targets: Mapping[str, Target],
+        plans: tuple[PoolPlan, ...],
+        loads: Mapping[str, Load] = MappingProxyType({}),
+    ) -> None:
+        self.loads = loads
+        """Of hosts of pools that ask for it; they go on from one snapshot of a process to the next."""
         self.pools = pools
         self.targets = targets
         self.plans = plans
@@ -148,12 +174,14 @@ def build(
     random: Random,
     secret: bytes,
     previous: Snapshot = EMPTY,
+    now: Callable[[], float] = float,
 ) -> Snapshot:
     """A snapshot; what did not change since ``previous`` is taken over, as are methods' positions.
 
     A pool whose method only another process registered is served by round robin.
     """
-    setting = Setting(random, secret, None)
+    setting = Setting(random, secret, None, now)
+    loads: dict[str, Load] = {}
     old_plans = {plan.pool.id: plan for plan in previous.plans}
     targets: dict[str, Target] = {}
     plans = []
@@ -161,15 +189,29 @@ def build(
         old = old_plans.get(pool.id)
         hosts = _targets(pool, states, previous, old)
         targets.update([(target.key, target) for target in hosts])
+        if _asks_for_load(pool):
+            for target in hosts:
+                target.load = loads[target.key] = previous.loads.get(target.key) or Load(pool.timeout_s)
         if pool.up:
             plans.append(_plan(pool, hosts, old, setting))
     plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
-    return Snapshot(pools, targets, tuple(plans))
+    return Snapshot(pools, targets, tuple(plans), loads)
 
 
-def update(previous: Snapshot, states: Mapping[str, HostState], *, random: Random, secret: bytes) -> Snapshot:
+def _asks_for_load(pool: Pool) -> bool:
+    return pool.method in BY_LOAD or pool.outlier_detection is not None
+
+
+def update(
+    previous: Snapshot,
+    states: Mapping[str, HostState],
+    *,
+    random: Random,
+    secret: bytes,
+    now: Callable[[], float] = float,
+) -> Snapshot:
     """``previous`` with these hosts in these states; the others are not looked at."""
-    setting = Setting(random, secret, None)
+    setting = Setting(random, secret, None, now)
     changed: dict[Target, Target] = {}
     for key, state in states.items():
         old = previous.targets.get(key)
@@ -181,7 +223,7 @@ def update(previous: Snapshot, states: Mapping[str, HostState], *, random: Rando
     targets.update([(target.key, target) for target in changed.values()])
     pools = {target.pool.id for target in changed}
     plans = [_with(plan, changed, setting) if plan.pool.id in pools else plan for plan in previous.plans]
-    return Snapshot(previous.pools, targets, tuple(plans))
+    return Snapshot(previous.pools, targets, tuple(plans), previous.loads)
 
 
 def _with(plan: PoolPlan, changed: Mapping[Target, Target], setting: Setting) -> PoolPlan:
@@ -195,7 +237,10 @@ def _plan(pool: Pool, hosts: tuple[Target, ...], old: PoolPlan | None, setting: 
     if old is not None and old.hosts == hosts:
         return old if old.pool is pool else PoolPlan(pool, hosts, old.method)
     factory = find_method(pool.method) if is_registered(pool.method) else RoundRobin
-    return PoolPlan(pool, hosts, factory(hosts, setting._replace(previous=old.method if old else None)))
+    of_pool = setting._replace(
+        previous=old.method if old else None, slow_start_s=float(pool.slow_start), load=pool.load
+    )
+    return PoolPlan(pool, hosts, with_slow_start(factory, hosts, of_pool))
 
 
 _UNKNOWN: Final = HostState()
@@ -339,12 +384,12 @@ def explain(
     for pool in in_order:
         hosts = tuple(snapshot.targets[record_key(pool.id, host.id)] for host in pool.hosts)
         weighted = any(host.available and host.weight for host in hosts)
-        total = sum((host.weight if weighted else 1) for host in hosts if host.available) or 1
+        total = sum(_portion(host, weighted, now) for host in hosts if host.available) or 1
         keyed = _keyed_pick(plans.get(pool.id), key, excluded)
         reasons = tuple(
             HostReason(host.host, host.state.up, 0.0, "passed over: this request failed on it", host.state)
             if host in excluded and host.available
-            else _of_session(host, total, weighted, kept)
+            else _of_session(host, total, weighted, kept, now)
             if kept is not None and used is not None and used.pool is pool and host.available
             else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
             for host in hosts
@@ -408,15 +453,20 @@ def _pool_reason(pool: Pool, plan: PoolPlan | None, used: PoolPlan | None) -> st
     return f"in reserve behind pool {used.pool.id}" if used else "passed over: this request failed on its hosts"
 
 
-def _of_session(target: Target, total: int, weighted: bool, kept: Target) -> HostReason:
+def _portion(target: Target, weighted: bool, now: float) -> float:
+    """What counts of a host that is up, beside those of the others."""
+    return (target.weight if weighted else 1) * ramp(target, now, float(target.pool.slow_start))
+
+
+def _of_session(target: Target, total: float, weighted: bool, kept: Target, now: float) -> HostReason:
     """Of a host that is up, in a pool where this session stays at one."""
-    share = (target.weight if weighted else 1) / total
+    share = _portion(target, weighted, now) / total
     reason = "taken: the host of this session" if target is kept else "passed over: not this session's host"
     return HostReason(target.host, target.state.up, share, reason, target.state)
 
 
 def _host_reason(
-    target: Target, total: int, weighted: bool, keyed: Target | None, now: float, *, used: bool
+    target: Target, total: float, weighted: bool, keyed: Target | None, now: float, *, used: bool
 ) -> HostReason:
     state = target.state
     share = 0.0
@@ -431,11 +481,13 @@ def _host_reason(
     elif weighted and not target.weight:
         reason = "passed over: weight 0 while another host has a weight"
     else:
-        share = (target.weight if weighted else 1) / total
+        share = _portion(target, weighted, now) / total
         taken = "taken" if used else "ready"
         reason = f"{taken}: {share:.0%} of the pool's traffic"
         if keyed is not None:
             reason = f"{taken}: the host of this key" if keyed is target else "passed over: not this key's host"
+        if ramp(target, now, float(target.pool.slow_start)) < 1:
+            reason += f" (slow start: back for {now - target.back_at:.0f} s of {target.pool.slow_start:g} s)"
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
     return HostReason(target.host, state.up, share, reason, state)

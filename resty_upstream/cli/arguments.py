@@ -19,7 +19,7 @@ T = TypeVar("T")
 HELP_COLUMNS = 78
 _SOME_HOST = "checked.invalid"
 
-METHODS = ("round_robin", "random", "hash")
+METHODS = ("round_robin", "random", "hash", "least_conn", "p2c")
 """Those that are always there; an application may register more."""
 
 DESCRIPTION = (

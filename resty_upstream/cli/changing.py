@@ -153,7 +153,7 @@ VERBS: Final = (
                 "--method",
                 type=arguments.method,
                 metavar="METHOD",
-                help="how hosts are chosen: round_robin (the default), random or hash",
+                help="how hosts are chosen: round_robin (the default), random, hash, least_conn or p2c",
             ),
             option(
                 "--timeout",
@@ -201,7 +201,8 @@ VERBS: Final = (
         "set-method",
         set_method,
         "set the balancing method of a pool",
-        "Set how the hosts of a pool are chosen: round_robin, random, or hash (the same key, the same host).",
+        "Set how the hosts of a pool are chosen: round_robin, random, hash (the same key, the same host), "
+        "least_conn (the least requests in flight) or p2c (the less loaded of two).",
         (
             POOL,
             option("new_method", type=arguments.method, metavar="METHOD", help="the name of the method"),

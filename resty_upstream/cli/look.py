@@ -86,16 +86,16 @@ def read(upstream: Upstream) -> Stored | None:
     if config is None:
         raise StoreFormatError(f"the stored configuration of upstream {upstream.id} is damaged")
     states = _states(document, config, upstream.store.clock_id)
-    return Stored(_snapshot(config.pools, states, config.secret), config.declared, config.secret)
+    return Stored(_snapshot(upstream, config.pools, states, config.secret), config.declared, config.secret)
 
 
 def _only_declared(upstream: Upstream) -> Stored:
     declared = upstream.replica.declared or ()
-    return Stored(_snapshot(declared, upstream.replica.declared_states(), ""), declared, "")
+    return Stored(_snapshot(upstream, declared, upstream.replica.declared_states(), ""), declared, "")
 
 
-def _snapshot(pools: Pools, states: Mapping[str, HostState], secret: str) -> Snapshot:
-    return build(pools, states, random=Random(0), secret=bytes.fromhex(secret))
+def _snapshot(upstream: Upstream, pools: Pools, states: Mapping[str, HostState], secret: str) -> Snapshot:
+    return build(pools, states, random=Random(0), secret=bytes.fromhex(secret), now=upstream.store.now)
 
 
 def _states(document: Document, config: Config, clock_id: str) -> dict[str, HostState]:

@@ -88,7 +88,7 @@ def test_verbs_options_and_what_the_store_holds_are_offered(place: Place, comple
     assert complete("show ") == {"primary", "dr"}
     assert complete("set-weight primary ") == {"a", "b"}
     assert complete("--upstream default up-host dr ") == {"c"}
-    assert complete("set-method primary ") == {"round_robin", "random", "hash"}
+    assert complete("set-method primary ") == {"round_robin", "random", "hash", "least_conn", "p2c"}
     assert complete("create-pool new --method r") == {"round_robin", "random"}
     assert complete("list --upstream ") == {"default"}
 

@@ -90,7 +90,10 @@ FILES: dict[str, tuple[bytes, list[str]]] = {
             "pools.p.hosts.b must be a mapping of options, not 5",
         ],
     ),
-    "method.json": (b'{"q": {"method": "fastest"}}', ["pools.q.method must be one of hash, random, round_robin"]),
+    "method.json": (
+        b'{"q": {"method": "fastest"}}',
+        ["pools.q.method must be one of hash, least_conn, p2c, random, round_robin"],
+    ),
 }
 
 
@@ -195,8 +198,8 @@ MISUSES: list[tuple[list[str], str]] = [
     (["set-weight", "primary", "a", "1.5"], "argument N: must be a number"),
     (["set-weight", "primary", "a", "nan"], "argument N: must be a number"),
     (["set-priority", "dr", "high"], "argument N: must be a whole number from -2147483648"),
-    (["set-method", "dr", "fastest"], "argument METHOD: must be one of hash, random, round_robin, not 'fastest'"),
-    (["create-pool", "x", "--method", "fastest"], "argument --method: must be one of hash, random"),
+    (["set-method", "dr", "fastest"], "argument METHOD: must be one of hash, least_conn, p2c, random"),
+    (["create-pool", "x", "--method", "fastest"], "argument --method: must be one of hash, least_conn, p2c"),
     (["create-pool", "x", "--timeout", "soon"], "argument --timeout: must be a number of milliseconds"),
     (["create-pool", "x", "--timeout", "-1"], "argument --timeout: must be a number of milliseconds"),
     (["create-pool", "x", "--timeout", "inf"], "argument --timeout: must be a number of milliseconds"),

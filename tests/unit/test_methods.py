@@ -383,7 +383,9 @@ def test_a_users_own_method_balances_a_pool() -> None:
 
 def test_a_method_that_nobody_registered_is_refused_with_those_that_there_are() -> None:
     assert not is_registered("fair")
-    with pytest.raises(MethodNotFound, match=r"^method must be one of .*hash, random, round_robin, not 'fair'$"):
+    with pytest.raises(
+        MethodNotFound, match=r"^method must be one of .*hash, least_conn, p2c, random, round_robin, not 'fair'$"
+    ):
         find_method("fair")
 
 

@@ -1,0 +1,303 @@
+"""Methods by load, and what this process counts of its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import heapq
+import itertools
+import os
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resty_upstream import NoHostAvailable, Upstream
+from resty_upstream.load import Load
+from resty_upstream.testing import FakeClock
+from tests.helpers import hosts, open_upstream, open_workers, refused, visit
+
+BY_LOAD = ["least_conn", "p2c"]
+
+
+def running(upstream: Upstream) -> dict[str, int]:
+    """How many requests are under way at each host, as this process counts them."""
+    targets = upstream.replica.snapshot().targets.values()
+    return {target.id: len(target.load.running) for target in targets if target.load is not None}
+
+
+def pool_of(method: str, *ids: str, **options: Any) -> dict[str, Any]:
+    return {"p": {"method": method, "max_fails": 0, "hosts": hosts(*(ids or "abc"), weight=1), **options}}
+
+
+# ── counting ──────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.sampled_from(["ok", "fails", "bug", "cancelled", "dropped", "unused"]), max_size=20))
+def test_whatever_becomes_of_requests_none_is_left_under_way(fates: list[str]) -> None:
+    upstream = open_upstream(pool_of("least_conn"))
+    errors = {"fails": refused, "bug": KeyError, "cancelled": asyncio.CancelledError}
+    for fate in fates:
+        attempts = upstream.attempts()
+        if fate == "unused":
+            continue
+        attempt = next(attempts)
+        assert sum(running(upstream).values()) == 1
+        if fate == "dropped":
+            del attempt, attempts
+            gc.collect()  # an attempt that was not used and its loop know each other
+            continue
+        with contextlib.suppress(KeyError, asyncio.CancelledError), attempt:
+            if fate in errors:
+                raise errors[fate]()
+        del attempt, attempts
+    gc.collect()
+    assert set(running(upstream).values()) <= {0}
+
+
+def test_a_connection_of_a_web_request_is_under_way_until_the_response_is_over() -> None:
+    from resty_upstream import RequestUpstreams, Upstreams
+
+    upstream = open_upstream(pool_of("least_conn", "a"))
+    request = RequestUpstreams(Upstreams(upstream))
+    for _ in range(3):  # the same host again is the same place
+        request["default"].connect(lambda host, port, timeout_s: "connected")
+    assert running(upstream) == {"a": 1}
+    request.post_process()
+    assert running(upstream) == {"a": 0}
+
+
+def test_a_connection_outside_a_request_is_under_way_while_it_is_made() -> None:
+    upstream = open_upstream(pool_of("least_conn", "a"))
+    seen = []
+    upstream.connect(lambda host, port, timeout_s: seen.append(running(upstream)))
+    assert seen == [{"a": 1}]
+    assert running(upstream) == {"a": 0}
+
+
+def test_changes_of_the_pool_keep_what_is_under_way() -> None:
+    clock = FakeClock()
+    one, other = open_workers(2, pool_of("p2c"), clock)
+    attempt = next(one.attempts())
+    other.configure(pool_of("p2c", "a", "b", "c", "d"))
+    assert sum(running(one).values()) == 1
+    with attempt:
+        pass
+    assert sum(running(one).values()) == 0
+
+
+def test_a_child_of_a_fork_begins_with_nothing_under_way() -> None:
+    upstream = open_upstream(pool_of("least_conn"))
+    attempt = next(upstream.attempts())
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        upstream.configure(pool_of("least_conn", "a", "b", "c", "d"))
+        os.write(write, str(sum(running(upstream).values())).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 10) == b"0"
+    os.close(read)
+    os.close(write)
+    with attempt:
+        pass
+
+
+def test_pools_that_do_not_ask_for_it_count_nothing() -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b")}})
+    visit(upstream)
+    assert all(target.load is None for target in upstream.replica.snapshot().targets.values())
+
+
+# ── a simulated hour ──────────────────────────────────────────────────────────────────────────
+
+
+def simulate(
+    pools: dict[str, Any], takes_s: dict[str, float], *, rate: int, seconds: float, seed: int
+) -> Counter[str]:
+    """Requests at a steady rate on a clock of its own; which host each one went to first.
+
+    :param takes_s: what a request takes at each host; a negative number fails after that time.
+    """
+    clock = FakeClock()
+    upstream = open_upstream(pools, clock)
+    upstream.replica._random.seed(seed)
+    random = Random(seed)
+    numbers = itertools.count()
+    ends: list[tuple[float, int, Any, bool]] = []
+    picked: Counter[str] = Counter()
+    arrival, last = clock(), clock() + seconds
+    while arrival < last:
+        while ends and ends[0][0] <= arrival:
+            at, _, attempt, ok = heapq.heappop(ends)
+            clock.advance(max(0.0, at - clock()))
+            with contextlib.suppress(NoHostAvailable), attempt:
+                if not ok:
+                    raise refused()
+        clock.advance(max(0.0, arrival - clock()))
+        attempt = next(upstream.attempts())
+        takes = takes_s[attempt.host.id]
+        picked[attempt.host.id] += 1
+        heapq.heappush(ends, (clock() + abs(takes), next(numbers), attempt, takes > 0))
+        arrival += random.expovariate(rate)
+    return picked
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+@pytest.mark.parametrize("load", ["in_flight", "peak_ewma"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_host_that_fails_fast_attracts_nothing(method: str, load: str, seed: int) -> None:
+    """It is idle all the time, and yet gets next to nothing; thousands of requests."""
+    pools = pool_of(method, load=load)
+    picked = simulate(pools, {"a": -0.001, "b": 0.05, "c": 0.05}, rate=200, seconds=20, seed=seed)
+    assert picked["a"] < 0.05 * picked.total()
+    assert picked["a"] > 0, "it is asked again, or it could never come back"
+    assert picked["b"] == pytest.approx(picked["c"], rel=0.25)
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+def test_a_slow_host_gets_less(method: str) -> None:
+    picked = simulate(pool_of(method), {"a": 0.5, "b": 0.05, "c": 0.05}, rate=200, seconds=20, seed=1)
+    assert picked["a"] < 0.6 * min(picked["b"], picked["c"])
+
+
+def test_peak_ewma_prefers_the_faster_host_where_counts_do_not_tell() -> None:
+    """So few requests that hardly two are under way at once."""
+    takes_s = {"a": 0.2, "b": 0.01, "c": 0.01}
+    by_count = simulate(pool_of("p2c"), takes_s, rate=2, seconds=2000, seed=2)
+    by_latency = simulate(pool_of("p2c", load="peak_ewma"), takes_s, rate=2, seconds=2000, seed=2)
+    assert by_latency["a"] < 0.7 * by_count["a"]
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+@pytest.mark.parametrize("count", [3, 200])
+def test_weights_are_shares_while_all_are_alike(method: str, count: int) -> None:
+    """Idle, and busy: hosts of weight 3 get three times as much as those of weight 1."""
+    pool = {str(n): {"host": "h.test", "weight": 3 if n % 2 else 1} for n in range(count)}
+    takes_s = dict.fromkeys(pool, 0.05)
+    for rate in (10, 400):
+        pools = {"p": {"method": method, "hosts": pool}}
+        picked = simulate(pools, takes_s, rate=rate, seconds=6000 / rate, seed=3)
+        heavy = sum(picked[host_id] for host_id in pool if int(host_id) % 2)
+        expected = 3 * (count // 2) / (3 * (count // 2) + count - count // 2)
+        assert heavy / picked.total() == pytest.approx(expected, abs=0.12)
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+def test_no_host_is_tried_twice_and_all_are_tried(method: str) -> None:
+    upstream = open_upstream(pool_of(method))
+    with pytest.raises(NoHostAvailable) as error:
+        visit(upstream, dict.fromkeys("abc", refused))
+    assert sorted(attempt.host.id for attempt in error.value.attempts) == ["a", "b", "c"]
+
+
+def test_a_peak_counts_at_once_and_fades_away() -> None:
+    load = Load(2.0)
+    load.note(0.0, 0.01, ok=True)
+    assert load.peak_ewma(0.0) == pytest.approx(0.01)
+    load.note(1.0, 1.0, ok=True)
+    assert load.peak_ewma(1.0) == pytest.approx(1.0)
+    load.note(2.0, 0.01, ok=True)
+    assert 0.8 < load.peak_ewma(2.0) < 1.0
+    assert load.peak_ewma(60.0) < 0.01
+
+
+# ── outliers ──────────────────────────────────────────────────────────────────────────────────
+
+RULE = {"requests": 10, "success_rate": 60, "window": 10}
+
+
+def outlier_pools(*ids: str) -> dict[str, Any]:
+    rule = {"max_fails": 0, "outlier_detection": RULE, "failed_timeout": 600}
+    return {"p": {"hosts": hosts(*ids, weight=1), **rule}}
+
+
+def up_hosts(upstream: Upstream) -> set[str]:
+    return {host_id for host_id, host in upstream.get_pools()["p"]["hosts"].items() if host["up"]}
+
+
+def half_fail(upstream: Upstream, *ids: str, rounds: int = 60) -> None:
+    """Most requests at these hosts fail."""
+    for number in range(rounds):
+        with contextlib.suppress(NoHostAvailable):
+            visit(upstream, dict.fromkeys(ids, refused) if number % 4 else {})
+
+
+def test_a_host_that_answers_too_few_goes_down_though_it_answers_some() -> None:
+    clock = FakeClock()
+    upstream = open_upstream(outlier_pools("a", "b", "c"), clock)
+    half_fail(upstream, "a")
+    assert up_hosts(upstream) == {"b", "c"}
+    (transition,) = upstream.history()
+    assert transition.reason.startswith("success rate ")
+    assert transition.reason.endswith(" of 10 requests")
+
+
+def test_without_the_rule_nothing_of_it_happens() -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b", "c", weight=1), "max_fails": 0}})
+    half_fail(upstream, "a")
+    assert up_hosts(upstream) == {"a", "b", "c"}
+
+
+def test_what_is_older_than_the_window_does_not_count() -> None:
+    clock = FakeClock()
+    upstream = open_upstream(outlier_pools("a", "b", "c"), clock)
+    for _ in range(8):
+        half_fail(upstream, "a", rounds=8)
+        clock.advance(11)
+    assert up_hosts(upstream) == {"a", "b", "c"}
+
+
+@given(st.sets(st.sampled_from("abcdef"), min_size=1), st.integers(1, 3), st.integers(2, 6))
+def test_soft_rules_never_take_out_more_than_half(failing: set[str], workers: int, count: int) -> None:
+    """Whichever hosts fail, and however many workers see it at the same time."""
+    ids = "abcdef"[:count]
+    upstreams = open_workers(workers, outlier_pools(*ids))
+    for _ in range(3):
+        for upstream in upstreams:
+            half_fail(upstream, *(failing & set(ids)), rounds=30)
+    assert 2 * len(up_hosts(upstreams[0])) >= count
+
+
+def test_a_host_may_still_go_down_for_other_reasons_when_half_of_the_pool_is_out() -> None:
+    upstream = open_upstream({"p": {**outlier_pools("a", "b")["p"], "max_fails": 3}})
+    half_fail(upstream, "a")
+    for _ in range(6):
+        with contextlib.suppress(NoHostAvailable):
+            visit(upstream, dict.fromkeys("ab", refused))
+    assert not up_hosts(upstream)
+
+
+# ── all at once ───────────────────────────────────────────────────────────────────────────────
+
+
+def alike(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "probably it is us" in record.getMessage()]
+
+
+def test_when_all_hosts_fail_alike_it_is_said_once_that_it_may_be_us(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b", "c"), "max_fails": 2}}, clock)
+    for _ in range(4):
+        clock.advance(0.1)
+        with contextlib.suppress(NoHostAvailable):
+            visit(upstream, dict.fromkeys("abc", refused))
+    assert not up_hosts(upstream)
+    (line,) = alike(caplog)
+    assert line.startswith("upstream default: all 3 hosts of pool p failed alike (ECONNREFUSED) within ")
+
+
+def test_hosts_that_fail_one_after_the_other_are_to_blame_themselves(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b"), "max_fails": 1, "failed_timeout": 600}}, clock)
+    visit(upstream, {"a": refused})
+    visit(upstream, {"a": refused})
+    clock.advance(8)
+    with contextlib.suppress(NoHostAvailable):
+        visit(upstream, {"b": refused, "a": refused})
+    assert not up_hosts(upstream)
+    assert not alike(caplog)
