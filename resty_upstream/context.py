@@ -220,6 +220,7 @@ class RequestContext:
             excluded=self.excluded(snapshot),
             last_resort=self.upstream.last_resort,
             session=self.host_of_session,
+            checking=replica.is_checked and replica.is_somebody_checking(),
         )
 
     def get_pools(self) -> dict[str, dict[str, Any]]:

@@ -322,6 +322,13 @@ def choices(
             yield Choice(target, last_resort=True)
 
 
+def back_by_checks(target: Target) -> str:
+    """What brings a failed host back that checks watch, for people."""
+    check = target.pool.check_of(target.host)
+    left = max(1, check.rise - target.state.good_checks) if check else 1
+    return "one good check brings it back" if left == 1 else f"{left} good checks in a row bring it back"
+
+
 # ── explain ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -368,14 +375,17 @@ def explain(
     excluded: set[Target],
     last_resort: bool,
     session: Callable[[Pool], str | None] = lambda _pool: None,
+    checking: bool = False,
 ) -> Explanation:
     """Every pool and host, with the reason it is taken or passed over by a request with this key.
 
     :param excluded: hosts on which the request failed already.
     :param session: as of :func:`choices`.
+    :param checking: whether a process checks hosts: those with a check are left to it.
     """
+    not_probed = {t for t in snapshot.targets.values() if _is_left_to_checks(t)} if checking else set()
     plans = {plan.pool.id: plan for plan in snapshot.plans}
-    used = next((plan for plan in snapshot.plans if _first_choice(plan, now, excluded)), None)
+    used = next((plan for plan in snapshot.plans if _first_choice(plan, now, excluded, not_probed)), None)
     kept = kept_host(snapshot, used.pool, session(used.pool)) if used is not None else None
     kept = None if kept in excluded else kept
     in_order = [plan.pool for plan in snapshot.plans]
@@ -391,23 +401,34 @@ def explain(
             if host in excluded and host.available
             else _of_session(host, total, weighted, kept, now)
             if kept is not None and used is not None and used.pool is pool and host.available
-            else _host_reason(host, total, weighted, keyed, now, used=used is not None and used.pool is pool)
+            else _host_reason(
+                host,
+                total,
+                weighted,
+                keyed,
+                now,
+                used=used is not None and used.pool is pool,
+                left_to_checks=host in not_probed,
+            )
             for host in hosts
         )
         reason = _pool_reason(pool, plans.get(pool.id), used)
         pools.append(PoolReason(pool, used is not None and used.pool is pool, reason, reasons))
-    return Explanation(tuple(pools), _summary(snapshot, used, kept, excluded, now, last_resort))
+    return Explanation(tuple(pools), _summary(snapshot, used, kept, excluded, not_probed, now, last_resort))
 
 
-def _first_choice(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
+def _is_left_to_checks(target: Target) -> bool:
+    return target.failed and target.pool.check_of(target.host) is not None
+
+
+def _first_choice(plan: PoolPlan, now: float, excluded: set[Target], not_probed: set[Target]) -> Target | None:
     """A host of the pool that a request would try, were the pool the first."""
-    due = _probe(plan, now, excluded)
+    due = _probe(plan, now, excluded | not_probed)
     return due or next((host for host in plan.hosts if host.available and host not in excluded), None)
 
 
-def _probe(plan: PoolPlan, now: float, excluded: set[Target]) -> Target | None:
-    due = plan.due(now)
-    return None if due in excluded else due
+def _probe(plan: PoolPlan, now: float, passed_over: set[Target]) -> Target | None:
+    return next((host for host in plan.failed if now >= host.due_at and host not in passed_over), None)
 
 
 def _keyed_pick(plan: PoolPlan | None, key: Callable[[Pool], Key | None], excluded: set[Target]) -> Target | None:
@@ -422,13 +443,14 @@ def _summary(
     used: PoolPlan | None,
     kept: Target | None,
     excluded: set[Target],
+    not_probed: set[Target],
     now: float,
     last_resort: bool,
 ) -> str:
     if used is not None:
         if kept is not None:
             return f"connect tries pool {used.pool.id} first, and there host {kept.id}: the host of this session"
-        due = _probe(used, now, excluded)
+        due = _probe(used, now, excluded | not_probed)
         if due is not None:
             return f"connect tries pool {used.pool.id} first, and there host {due.id}: it is time to probe it"
         return f"connect tries pool {used.pool.id} first"
@@ -466,12 +488,21 @@ def _of_session(target: Target, total: float, weighted: bool, kept: Target, now:
 
 
 def _host_reason(
-    target: Target, total: float, weighted: bool, keyed: Target | None, now: float, *, used: bool
+    target: Target,
+    total: float,
+    weighted: bool,
+    keyed: Target | None,
+    now: float,
+    *,
+    used: bool,
+    left_to_checks: bool,
 ) -> HostReason:
     state = target.state
     share = 0.0
     if state.status is Status.MANUAL:
-        reason = "passed over: taken down by hand"
+        reason = f"passed over: taken down {state.reason or 'by hand'}"
+    elif left_to_checks:
+        reason = f"passed over: failed ({state.reason}), {back_by_checks(target)}"
     elif state.status is Status.PROBING and not state.due(now):
         reason = f"passed over: failed ({state.reason}), a request is probing it"
     elif state.failed and state.due(now):

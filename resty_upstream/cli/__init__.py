@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TextIO
 
 from resty_upstream import __version__
-from resty_upstream.cli import arguments, changing, checking, completion, neutral, showing, transfer, watching
+from resty_upstream.cli import (
+    arguments,
+    changing,
+    checking,
+    completion,
+    health,
+    neutral,
+    showing,
+    transfer,
+    watching,
+)
 from resty_upstream.cli.arguments import Parser
 from resty_upstream.cli.call import (
     Call,
@@ -51,7 +61,14 @@ __all__ = [
     "run",
 ]
 
-_VERBS: Final = (*showing.VERBS, *checking.VERBS, *watching.VERBS, *changing.VERBS, *transfer.VERBS)
+_VERBS: Final = (
+    *showing.VERBS,
+    *checking.VERBS,
+    *watching.VERBS,
+    *health.VERBS,
+    *changing.VERBS,
+    *transfer.VERBS,
+)
 VERBS: Final = (*_VERBS, completion.VERB)
 """All that the command does; the last one is for ``resty-upstream`` alone."""
 _BY_NAME: Final = {verb.name: verb for verb in VERBS}

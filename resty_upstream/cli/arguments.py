@@ -12,7 +12,7 @@ from resty_upstream.cli.call import Option, Verb, WrongUsage, option
 from resty_upstream.cli.text import meant, wrapped
 from resty_upstream.errors import InvalidConfig
 from resty_upstream.methods import find_method
-from resty_upstream.model import host_from_options, identifier, pool_from_options
+from resty_upstream.model import host_from_options, identifier, pool_from_options, remark
 
 T = TypeVar("T")
 
@@ -210,6 +210,8 @@ name = _checked(lambda text: identifier(text, "it"))
 """The id of an upstream, a pool or a host."""
 method = _checked(_method)
 """A balancing method that this process knows."""
+reason = _checked(lambda text: remark(text, "it"))
+"""What a person says about what is done."""
 address = _checked(parse_address)
 port = _host_option("port")
 weight = _host_option("weight")

@@ -142,6 +142,15 @@ class Call:
         return UpstreamAPI(self.upstream)
 
     @property
+    def chosen(self) -> list[Upstream]:
+        """The upstream that is named, or all.
+
+        :raises InvalidConfig: naming every problem of the configuration.
+        :raises CommandFailed: when there is none.
+        """
+        return [self._usable(name) for name in (self.names() if self.options.upstream is None else [self.name])]
+
+    @property
     def name(self) -> str:
         """The name of the upstream that is meant.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import Any, Final
 
 from resty_upstream.cli import arguments
@@ -10,6 +12,14 @@ from resty_upstream.cli.text import counted, shown
 from resty_upstream.model import Host
 
 Options = dict[str, Any]
+
+
+def user_name() -> str:
+    """The user of this process, for the history."""
+    try:
+        return getpass.getuser()[:200]
+    except (KeyError, OSError):  # an id without a name
+        return f"user {os.getuid()}"
 
 
 def _say(call: Call, what: str, now: str, *, before: bool = False) -> None:
@@ -123,7 +133,7 @@ def down_host(call: Call) -> None:
     """Take a host down by hand."""
     host = _host_before(call)
     before = bool(host) and not host["up"] and not host["lastfail"]  # by hand
-    call.api.down_host(call.options.pool, call.options.host)
+    call.api.down_host(call.options.pool, call.options.host, reason=call.options.reason, by=user_name())
     _say(call, _host(call), "is down", before=before)
 
 
@@ -131,7 +141,7 @@ def up_host(call: Call) -> None:
     """Put a host back."""
     host = _host_before(call)
     before = bool(host) and host["up"] and not host["failcount"]
-    call.api.up_host(call.options.pool, call.options.host)
+    call.api.up_host(call.options.pool, call.options.host, reason=call.options.reason, by=user_name())
     _say(call, _host(call), "is up", before=before)
 
 
@@ -139,6 +149,13 @@ def up_host(call: Call) -> None:
 
 # What is given by position has a name that no option has: Django's call_command takes options by name.
 POOL: Final = option("pool", metavar="POOL", type=arguments.name, help="the id of the pool")
+REASON: Final = option(
+    "--reason",
+    metavar="TEXT",
+    type=arguments.reason,
+    default="",
+    help="why, for those who look at it; your user name is kept with it",
+)
 HOST: Final = option("host", metavar="HOST", type=arguments.name, help="the id of the host in the pool")
 
 VERBS: Final = (
@@ -291,15 +308,15 @@ VERBS: Final = (
         down_host,
         "take a host down by hand",
         "Take a host down by hand: it gets no request until up-host puts it back.",
-        (POOL, HOST),
-        ("primary a",),
+        (POOL, HOST, REASON),
+        ("primary a --reason 'new kernel'",),
     ),
     Verb(
         "up-host",
         up_host,
         "put a host back, whatever took it down",
         "Put a host back with a clean state, whether it failed or was taken down by hand.",
-        (POOL, HOST),
+        (POOL, HOST, REASON),
         ("primary a",),
     ),
 )

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from resty_upstream.errors import StoreFormatError
+from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.methods import Key
 from resty_upstream.model import Config, Pool, Pools, decode_config, record_key
 from resty_upstream.selection import Explanation, Snapshot, build, explain
 from resty_upstream.state import HostState, decode_state, rebooted
 from resty_upstream.stores import Document
 from resty_upstream.upstream import Upstream
+
+
+class Checks(NamedTuple):
+    """What is known of active checks."""
+
+    running: bool
+    """Whether a process makes them now."""
+    last: Mapping[str, LastCheck]
+    """The last one of each host, by :func:`~resty_upstream.model.record_key`."""
+
+
+NO_CHECKS: Final = Checks(False, {})
 
 
 class Stored(NamedTuple):
@@ -27,6 +40,7 @@ class Stored(NamedTuple):
     """What was declared last."""
     identity: str
     """The same as long as nobody begins the configuration anew."""
+    checks: Checks = NO_CHECKS
 
 
 class Look(NamedTuple):
@@ -41,6 +55,12 @@ class Look(NamedTuple):
     """The moment, on the store's clock."""
     identity: str
     """See :class:`Stored`."""
+    checks: Checks = NO_CHECKS
+
+    @property
+    def has_checks(self) -> bool:
+        """Whether any host is to be checked."""
+        return any(pool.check_of(host) is not None for pool in self.pools for host in pool.hosts)
 
     def states(self) -> dict[str, HostState]:
         """The states of all hosts, by :func:`~resty_upstream.model.record_key`."""
@@ -69,9 +89,14 @@ def look_at(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
     """What :func:`read` found, at this moment."""
     now = upstream.store.now()
     explanation = explain(
-        stored.snapshot, lambda _pool: key, now, excluded=set(), last_resort=upstream.last_resort
+        stored.snapshot,
+        lambda _pool: key,
+        now,
+        excluded=set(),
+        last_resort=upstream.last_resort,
+        checking=stored.checks.running,
     )
-    return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity)
+    return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity, stored.checks)
 
 
 def read(upstream: Upstream) -> Stored | None:
@@ -86,7 +111,19 @@ def read(upstream: Upstream) -> Stored | None:
     if config is None:
         raise StoreFormatError(f"the stored configuration of upstream {upstream.id} is damaged")
     states = _states(document, config, upstream.store.clock_id)
-    return Stored(_snapshot(upstream, config.pools, states, config.secret), config.declared, config.secret)
+    snapshot = _snapshot(upstream, config.pools, states, config.secret)
+    return Stored(snapshot, config.declared, config.secret, read_checks(upstream, config.pools))
+
+
+def read_checks(upstream: Upstream, pools: Pools) -> Checks:
+    """What the store says of checks of these pools; nothing is read where there are none.
+
+    :raises StoreError: when the store cannot be used.
+    """
+    if not any(pool.check_of(host) is not None for pool in pools for host in pool.hosts):
+        return NO_CHECKS
+    running = bool(upstream.store.holder(upstream.id, CHECKER_LEASE))
+    return Checks(running, read_results(upstream.store, upstream.id))
 
 
 def _only_declared(upstream: Upstream) -> Stored:

@@ -12,7 +12,16 @@ from resty_upstream.cli.call import Call, CommandFailed, Verb, option
 from resty_upstream.cli.look import Look, look
 from resty_upstream.cli.screen import BOLD, DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
 from resty_upstream.cli.text import counted, duration, listed, shown
-from resty_upstream.model import Host, Pool, changed_options, flat_options, plain_options, unit_of
+from resty_upstream.model import (
+    HealthCheck,
+    Host,
+    Pool,
+    changed_options,
+    flat_options,
+    plain_options,
+    record_key,
+    unit_of,
+)
 from resty_upstream.selection import HostReason, PoolReason
 from resty_upstream.state import HostState, Status
 
@@ -42,7 +51,14 @@ def list_lines(screen: Screen, name: str, seen: Look, *, only_notable: bool = Fa
         left_out = len(pool.hosts) - len(hosts)
         lines += ["", *pool_lines(screen, seen, pool, hosts)]
         lines += [f"  … {counted(left_out, 'host')} more, up"] * (left_out > 0)
+    if seen.has_checks and not seen.checks.running:
+        lines += ["", *screen.paragraph(NOBODY_CHECKS, style=YELLOW)]
     return lines
+
+
+NOBODY_CHECKS: Final = (
+    "No process checks hosts now: web workers do from their first request, and the verb run-checks does."
+)
 
 
 _HOST_COLUMNS: Final = (
@@ -90,7 +106,7 @@ def host_lines(screen: Screen, seen: Look, pool: PoolReason, hosts: Sequence[Hos
             Cell(shown(host.host.address)),
             Cell(str(host.host.weight)),
             Cell(_share(host.share)),
-            state_cell(host, pool.pool, seen.now, drained=weights.get(host.host.id, 0) > 0),
+            state_cell(seen, host, pool.pool, drained=weights.get(host.host.id, 0) > 0),
         ]
         for host in hosts
     ]
@@ -101,22 +117,45 @@ def _share(share: float) -> str:
     return "-" if not share else f"{share:.0%}" if share >= 0.005 else "<1%"
 
 
-def state_cell(host: HostReason, pool: Pool, now: float, *, drained: bool) -> Cell:
-    """What a host's record says, for people.
+def state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Cell:
+    """What a host's record says, for people, and what its last check found.
 
     :param drained: whether a weight of 0 was set at run time.
     """
-    state = host.state
+    cell = _state_cell(seen, host, pool, drained=drained)
+    checked = _checked(seen, host, pool)
+    return cell._replace(text=f"{cell.text}, {checked}") if checked else cell
+
+
+def _state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Cell:
+    state, now = host.state, seen.now
     if state.status is Status.MANUAL:
-        return Cell("down by hand", YELLOW)
+        return Cell(f"down {shown(state.reason or 'by hand')}", YELLOW)
     if state.failed:
-        return Cell(f"failed {_ago(state, now)}{_why(state)}, {_next_probe(state, now)}", RED)
+        left = seen.checks.running and pool.check_of(host.host)
+        then = _by_checks(left, state) if left else _next_probe(state, now)
+        return Cell(f"failed {_ago(state, now)}{_why(state)}, {then}", RED)
     if state.failcount:
         of_all = f"{state.failcount} of {counted(pool.max_fails, 'failure')}"
         return Cell(f"up, {of_all if pool.max_fails else counted(state.failcount, 'failure')}", GREEN)
     if not host.share:
         return Cell("drained" if drained else "spare", DIM)
     return Cell("up", GREEN)
+
+
+def _by_checks(check: HealthCheck, state: HostState) -> str:
+    return f"back after {counted(max(1, check.rise - state.good_checks), 'good check')}"
+
+
+def _checked(seen: Look, host: HostReason, pool: Pool) -> str:
+    """When a host was checked, and what was found; nothing where it is not to be checked."""
+    if pool.check_of(host.host) is None:
+        return ""
+    last = seen.checks.last.get(record_key(pool.id, host.host.id))
+    if last is None:
+        return "not checked yet"
+    found = {True: "", False: "failed, ", None: "unknown, "}[last.ok] + shown(last.reason)
+    return f"checked {duration(max(0.0, seen.now - last.at))} ago: {found}"
 
 
 def _ago(state: HostState, now: float) -> str:
@@ -270,7 +309,7 @@ def _explanation_lines(screen: Screen, seen: Look) -> Iterator[str]:
         yield from screen.paragraph(text, rest="  ", style=BOLD if pool.used else "")
         for host in pool.hosts:
             where = f"host {shown(host.host.id)} {shown(host.host.address)}"
-            style = state_cell(host, pool.pool, seen.now, drained=False).style
+            style = state_cell(seen, host, pool.pool, drained=False).style
             yield from screen.paragraph(f"{where}: {shown(host.reason)}", "  ", "    ", style)
 
 
@@ -289,7 +328,7 @@ def _look_as_json(seen: Look) -> dict[str, Any]:
             "used": pool.used,
             "reason": pool.reason,
             "hosts_up": sum(host.up for host in pool.hosts),
-            "hosts": [_host_as_json(seen, host) for host in pool.hosts],
+            "hosts": [_host_as_json(seen, pool.pool, host) for host in pool.hosts],
         }
         for pool in seen.explanation.pools
     ]
@@ -300,9 +339,11 @@ def _options_of(pool: Pool | Host) -> dict[str, Any]:
     return {"id": pool.id, **plain_options(pool, masked=True)}
 
 
-def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:
+def _host_as_json(seen: Look, pool: Pool, host: HostReason) -> dict[str, Any]:
     state = host.state
     due_in_s = state.due_at - seen.now
+    if seen.checks.running and pool.check_of(host.host):
+        due_in_s = math.inf
     return {
         **_options_of(host.host),
         "address": host.host.address,
@@ -313,7 +354,17 @@ def _host_as_json(seen: Look, host: HostReason) -> dict[str, Any]:
         "lastfail": state.lastfail,
         "reason": state.reason,
         "probe_in_s": round(max(0.0, due_in_s), 1) if math.isfinite(due_in_s) else None,
+        **_check_as_json(seen, pool, host),
     }
+
+
+def _check_as_json(seen: Look, pool: Pool, host: HostReason) -> dict[str, Any]:
+    if pool.check_of(host.host) is None:
+        return {}
+    last = seen.checks.last.get(record_key(pool.id, host.host.id))
+    if last is None:
+        return {"last_check": None, "last_result": None}
+    return {"last_check": last.wall, "last_result": str(last.result)}
 
 
 def _shown_as_json(name: str, seen: Look, pool: PoolReason) -> dict[str, Any]:
@@ -330,7 +381,8 @@ def _shown_as_json(name: str, seen: Look, pool: PoolReason) -> dict[str, Any]:
             for each in _origins(pool.pool, declared)
         },
         "hosts": [
-            {**_host_as_json(seen, host), "declared": declared_hosts.get(host.host.id)} for host in pool.hosts
+            {**_host_as_json(seen, pool.pool, host), "declared": declared_hosts.get(host.host.id)}
+            for host in pool.hosts
         ],
         "removed_hosts": _removed(declared, pool.pool) if declared else [],
     }
@@ -371,7 +423,8 @@ VERBS: Final = (
         "that it gets now.\n\n"
         "With --json there are upstream, summary and pools: each with its options, used, reason, hosts_up and "
         "hosts; of these also address, share (from 0 to 1), up, status (up, failed, probing or manual), "
-        "failcount, lastfail (seconds since 1970; 0 is none), reason and probe_in_s.",
+        "failcount, lastfail (seconds since 1970; 0 is none), reason and probe_in_s; where the host is checked "
+        "also last_check and last_result.",
         (JSON,),
         ("", "--json"),
     ),

@@ -68,7 +68,7 @@ def test_a_state_says_what_happened_and_what_comes_next(clock: FakeClock) -> Non
     def states() -> list[str]:
         seen = look(upstream)
         (pool,) = seen.explanation.pools
-        return [state_cell(host, pool.pool, seen.now, drained=False).text for host in pool.hosts]
+        return [state_cell(seen, host, pool.pool, drained=False).text for host in pool.hosts]
 
     assert states() == ["up", "up"]
     take_down(upstream, "a")

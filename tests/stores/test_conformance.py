@@ -652,3 +652,75 @@ class StoreMachine(RuleBasedStateMachine):
 def test_a_store_does_what_a_dict_would(name: str) -> None:
     machine = type("Machine", (StoreMachine,), {"make_store": staticmethod(STORES[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25))
+
+
+# ── the log ───────────────────────────────────────────────────────────────────────────────────
+
+
+def logging_entries(*entries: bytes) -> Callable[[View], None]:
+    """A transaction that logs these."""
+
+    def work(view: View) -> None:
+        for entry in entries:
+            view.log(entry)
+
+    return work
+
+
+def test_the_log_keeps_entries_in_order_the_newest_at_the_end(store: Store) -> None:
+    assert store.history("a") == []
+    store.transact("a", logging_entries(b"1", b"2"))
+    store.transact("b", logging_entries(b"other"))
+    store.transact("a", logging_entries(b"3"))
+    assert store.history("a") == [b"1", b"2", b"3"]
+    assert store.history("a", 2) == [b"2", b"3"]
+    assert store.history("a", 0) == []
+
+
+def test_the_log_of_a_namespace_keeps_the_last_thousand_and_those_of_others_all(store: Store) -> None:
+    store.transact("b", logging_entries(b"other"))
+    for number in range(12):
+        store.transact("a", logging_entries(*(b"%d" % (100 * number + each) for each in range(100))))
+    assert store.history("a") == [b"%d" % number for number in range(200, 1200)]
+    assert store.history("b") == [b"other"]
+
+
+def test_what_a_transaction_logged_that_raised_is_not_there(store: Store) -> None:
+    def work(view: View) -> None:
+        view.log(b"never")
+        raise Oops
+
+    with pytest.raises(Oops):
+        store.transact("a", work)
+    assert store.history("a") == []
+
+
+def test_an_entry_alone_rings_no_bell(store: Store) -> None:
+    store.transact("a", touch)
+    before = store.version("a")
+    store.transact("a", logging_entries(b"1"))
+    assert store.version("a") == before
+
+
+# ── who has a lease ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_holder_of_a_lease_is_known_until_it_ends(store: Store, clock: FakeClock) -> None:
+    assert store.holder("a", "x") == ""
+    store.lease("a", "x", "me", 10)
+    assert (store.holder("a", "x"), store.holder("a", "y"), store.holder("b", "x")) == ("me", "", "")
+    clock.advance(10)
+    assert store.holder("a", "x") == ""
+    store.lease("a", "x", "you", 10)
+    store.release("a", "x", "me")
+    assert store.holder("a", "x") == "you"
+    store.release("a", "x", "you")
+    assert store.holder("a", "x") == ""
+
+
+def test_a_transaction_sees_who_has_a_lease(store: Store, clock: FakeClock) -> None:
+    """So that what a holder commits that lost it meanwhile can be refused."""
+    store.lease("a", "x", "me", 10)
+    assert store.transact("a", lambda view: view.holder("x")) == "me"
+    clock.advance(11)
+    assert store.transact("a", lambda view: view.holder("x")) == ""
