@@ -12,7 +12,10 @@ from resty_upstream import StoreFormatError
 from resty_upstream.model import GivenHealth, Pool, pools_from_dicts
 from resty_upstream.state import (
     Change,
+    CheckFailed,
+    CheckPassed,
     Down,
+    Eject,
     Fact,
     Failure,
     HostState,
@@ -27,6 +30,7 @@ from resty_upstream.state import (
     apply,
     decode_state,
     encode_state,
+    may_eject,
     rebooted,
     shown,
 )
@@ -293,6 +297,9 @@ facts = st.one_of(
     st.builds(Failure, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), names),
     st.builds(Probe, times, names, st.floats(-1, 30)),
     st.builds(Release, times, names),
+    st.builds(CheckFailed, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), st.integers(1, 4)),
+    st.builds(CheckPassed, times, times, st.integers(1, 4)),
+    st.builds(Eject, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why")),
     st.builds(Down, times),
     st.builds(Up, times),
     st.builds(Revive, times),
@@ -390,3 +397,107 @@ def test_the_rules_of_a_pool_are_in_seconds() -> None:
     options: dict[str, Any] = {"p": {"max_fails": 5, "failed_timeout": "250ms", "failed_timeout_max": "1m"}}
     (pool,) = pools_from_dicts(options).pools
     assert Rules.of(pool) == Rules(max_fails=5, failed_timeout_s=0.25, failed_timeout_max_s=60)
+
+
+# ── active checks ─────────────────────────────────────────────────────────────────────────────
+
+
+def bad(at: float, *, began: float | None = None, fall: int = 3) -> CheckFailed:
+    return CheckFailed(at, at if began is None else began, 1e9 + at, 0, "check: status 503", fall)
+
+
+def good(at: float, *, began: float | None = None, rise: int = 2) -> CheckPassed:
+    return CheckPassed(at, at if began is None else began, rise)
+
+
+def test_fall_bad_checks_in_a_row_take_a_host_down_however_far_apart() -> None:
+    state = after(bad(100), bad(200))
+    assert (state.up, state.failcount, state.lastfail) == (True, 2, 1e9 + 200)
+    change = apply(state, bad(300), RULES)
+    assert (change.state.status, change.event, change.reason) == (Status.FAILED, "host_down", "check: status 503")
+
+
+def test_bad_checks_alone_never_take_a_host_down_before_fall() -> None:
+    """Though each counts as a failure, and there are more of them than max_fails."""
+    assert after(*(bad(at, fall=6) for at in range(5))).up
+
+
+def test_a_failure_of_a_request_counts_together_with_those_of_checks() -> None:
+    assert not after(bad(1), bad(2), failure(3)).up
+
+
+def test_a_good_check_leaves_a_good_host_alone() -> None:
+    state = after(failure(1), failure(2))
+    for known in (added(0), state):
+        change = apply(known, good(3), RULES)
+        assert change.state is known
+        assert not change.routing
+
+
+def test_a_good_check_takes_back_what_checks_counted_and_nothing_else() -> None:
+    assert after(bad(1), bad(2), good(3)).failcount == 0
+    assert after(failure(1), bad(2), good(3)).failcount == 1
+    assert after(bad(1), bad(2), good(3), bad(4), bad(5)).up
+
+
+def test_a_success_of_a_request_does_not_hide_bad_checks() -> None:
+    """What the host answers to requests says nothing of what is checked."""
+    assert not after(bad(1), success(2), bad(3), success(4), bad(5)).up
+
+
+def test_rise_good_checks_in_a_row_bring_a_failed_host_back() -> None:
+    down = failed(3)
+    assert not after(good(4), bad(5), good(6), state=down).up
+    change = apply(after(good(4), state=down), good(5), RULES)
+    assert (change.state, change.event) == (HostState(changed_at=5, back_at=5), "host_up")
+    assert change.reason == "2 checks passed"
+    assert after(good(14, rise=1), state=probing()).up
+
+
+def test_a_bad_check_of_a_host_that_is_down_changes_nothing() -> None:
+    down = failed(3)
+    assert apply(down, bad(4), RULES).state is down
+
+
+def test_checks_never_move_a_host_that_a_person_took_down() -> None:
+    down = by_hand()
+    for fact in (good(5, rise=1), bad(5, fall=1)):
+        assert apply(down, fact, RULES).state is down
+
+
+def test_checks_that_began_before_the_last_change_say_nothing() -> None:
+    down = failed(3)
+    assert apply(down, good(4, began=2, rise=1), RULES).state is down
+    back = after(Up(5), state=down)
+    assert apply(back, bad(6, began=4, fall=1), RULES).state is back
+
+
+def test_a_soft_rule_takes_down_a_host_that_is_up() -> None:
+    change = apply(added(0), Eject(5, 4, 1e9, 0, "success rate 40% of 20 requests"), RULES)
+    assert (change.state.status, change.event, change.reason) == (
+        Status.FAILED,
+        "host_down",
+        "success rate 40% of 20 requests",
+    )
+    assert apply(change.state, Eject(6, 6, 1e9, 0, "again"), RULES).state is change.state
+
+
+@pytest.mark.parametrize(
+    ("up", "hosts", "may"), [(2, 2, True), (1, 2, False), (3, 3, True), (2, 3, False), (1, 1, False)]
+)
+def test_soft_rules_leave_half_of_the_hosts(up: int, hosts: int, may: bool) -> None:
+    assert may_eject(up, hosts) is may
+
+
+@pytest.mark.parametrize("fact", [Up(20), Revive(20), success(20), good(20, rise=1)])
+def test_every_way_back_is_remembered_for_the_slow_start(fact: Fact) -> None:
+    """Also when it fails and answers once more; a host that was never down has no such moment."""
+    back = after(fact, state=failed())
+    assert (back.up, back.back_at) == (True, 20)
+    assert after(failure(21), success(22), state=back).back_at == 20
+    assert after(failure(1), success(2)).back_at == 0
+
+
+def test_what_a_person_says_is_the_reason() -> None:
+    assert after(Down(1, "new kernel")).reason == "by hand: new kernel"
+    assert apply(by_hand(), Up(2, "done"), RULES).reason == "by hand: done"
