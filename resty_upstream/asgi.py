@@ -49,12 +49,16 @@ class UpstreamMiddleware:
         self.upstreams = upstreams if isinstance(upstreams, Upstreams) else Upstreams(upstreams)
         self.upstreams.require_signers()
         self._default = self.upstreams.get("default")
+        self._is_serving = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind != "http" and kind != "websocket":
             await (self._live(scope, receive, send) if kind == "lifespan" else self.app(scope, receive, send))
             return
+        if not self._is_serving:
+            self._is_serving = True
+            self.upstreams.serve()
         state = scope.setdefault("state", {})
         if "upstreams" in state:
             state = dict(state)  # of an application around this one, which keeps its own

@@ -111,6 +111,11 @@ class Upstreams(Mapping[str, Upstream]):
                 return True
         return False
 
+    def serve(self) -> None:
+        """Told by a web worker at its first request: hosts are checked from here on, where any is to be."""
+        for upstream in self._upstreams.values():
+            upstream.serve()
+
     def require_signers(self) -> None:
         """So that what is missing for sticky sessions is said when an application starts, and not by its log.
 

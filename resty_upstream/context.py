@@ -306,6 +306,5 @@ class RequestUpstreams(Mapping[str, RequestContext]):
             self._finished = True
             for context in tuple(self._contexts.values()):
                 context.post_process()
-                replica = context.upstream.replica
-                if replica.is_checked and replica.checker is None:
-                    context.upstream.start_checker()  # here, and not sooner: this process serves requests
+                if context.upstream.replica.is_checked:
+                    context.upstream.serve()

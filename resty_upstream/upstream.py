@@ -262,6 +262,11 @@ class Upstream:
                 self.replica.checker = checker = Checker(self, dedicated=dedicated)
                 checker.start()
 
+    def serve(self) -> None:
+        """Told by a web worker that it serves requests: hosts are checked from here on, where any is to be."""
+        if self.replica.is_checked and self.replica.checker is None:
+            self.start_checker()
+
     def stop_checker(self) -> None:
         """End what :meth:`start_checker` began; another process goes on at once."""
         checker, self.replica.checker = self.replica.checker, None

@@ -42,8 +42,12 @@ class UpstreamMiddleware:
         self.upstreams = upstreams if isinstance(upstreams, Upstreams) else Upstreams(upstreams)
         self.upstreams.require_signers()
         self._default = self.upstreams.get("default")
+        self._is_serving = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self._is_serving:
+            self._is_serving = True
+            self.upstreams.serve()
         if "resty_upstreams" in environ:
             environ = dict(environ)  # of an application around this one, which keeps its own
             environ.pop("resty_upstream", None)

@@ -187,7 +187,7 @@ def test_a_tcp_check_connects_and_sends_nothing(start_peer: StartPeer) -> None:
     peer = start_peer(lambda connection: received.append(connection.recv(100)))
     assert check({**peer.options, "healthcheck": {"type": "tcp"}}) == Result(True, "connected")
     peer.stop()
-    assert received == [b""]
+    assert not any(received)
     with refusing() as host:
         assert check({**host, "healthcheck": {"type": "tcp"}}) == Result(False, "ECONNREFUSED")
 
@@ -215,7 +215,7 @@ def test_nothing_is_asked_when_it_is_not_our_turn_any_more(start_peer: StartPeer
     with pytest.raises(NotOurTurn):
         check({**peer.options, "healthcheck": True}, is_our_turn=lambda: False)
     peer.stop()
-    assert received == [b""]
+    assert not any(received)
 
 
 # ── functions ─────────────────────────────────────────────────────────────────────────────────

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 
-from resty_upstream import RequestContext, RequestUpstreams
+from resty_upstream import InvalidConfig, RequestContext, RequestUpstreams
 from resty_upstream.contrib.django.conf import upstreams as configured
 from resty_upstream.visitors import WsgiVisitor
 
@@ -55,11 +56,15 @@ class UpstreamMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
+        self._is_serving = False
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if not self._is_serving:
+            self._is_serving = True
+            _serve()
         if self._is_async:
             return self._acall(request)
         upstreams = _attach(request)
@@ -84,6 +89,13 @@ class UpstreamMiddleware:
         if response.streaming:
             _post_process_if_broken(cast("StreamingHttpResponse", response), upstreams)
         return response
+
+
+def _serve() -> None:
+    """At the first request, and not sooner: a master that forks serves none."""
+    with suppress(InvalidConfig):  # which is said where an upstream is used
+        for upstream in configured.values():
+            upstream.serve()
 
 
 def _attach(request: HttpRequest) -> RequestUpstreams:

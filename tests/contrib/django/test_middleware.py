@@ -10,6 +10,7 @@ import types
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper
 
@@ -465,6 +466,8 @@ def test_a_request_that_does_not_use_it_touches_no_store(processed: list[str]) -
         return HttpResponse()
 
     with override_settings(UPSTREAMS={"default": {"STORE": store, "POOLS": HASHED}}):
+        get_upstream()
+        processed.clear()
         for view in in_both_stacks(unused) + in_both_stacks(only_names):
             assert ask(view).status_code == 200
     assert seen == [["default"], ["default"]]
@@ -503,3 +506,20 @@ def test_a_request_is_freed_without_the_collector(upstream: Upstream) -> None:
         assert [request() for request in requests] == [None, None]
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_first_request_has_hosts_checked_where_any_is_to_be(tmp_path: Path, checked: bool) -> None:
+    """Also one that does not use the upstream; nothing begins before it."""
+
+    def unused(request: UpstreamHttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    declared = {"p": {"healthcheck": checked, "hosts": {"a": {"host": "127.0.0.1", "port": 1}}}}
+    with override_settings(UPSTREAMS={"default": {"STORE": f"sqlite://{tmp_path}/s/u.db", "POOLS": declared}}):
+        for view in in_both_stacks(unused):
+            replica = get_upstream().replica
+            assert replica.checker is None
+            assert ask(view).status_code == 200
+            assert (replica.checker is not None) is checked
+            get_upstream().stop_checker()
