@@ -57,6 +57,10 @@ def _by_method() -> Group:
             Variant("random, 10,000 hosts", _connect(in_memory(10_000, method="random"))),
             Variant("hash, 3 hosts", _connect_with_key(in_memory(3, method="hash"))),
             Variant("hash, 1,000 hosts", _connect_with_key(in_memory(1000, method="hash"))),
+            Variant("least_conn, 3 hosts", _connect(in_memory(3, method="least_conn"))),
+            Variant("least_conn, 1,000 hosts", _connect(in_memory(1000, method="least_conn"))),
+            Variant("p2c, 3 hosts", _connect(in_memory(3, method="p2c"))),
+            Variant("p2c, 10,000 hosts", _connect(in_memory(10_000, method="p2c"))),
         ],
     )
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from resty_upstream.errors import ProblemKind, StoreError, StoreUnsafe
-from resty_upstream.model import Difference, Host, Pool, Pools, differences, merge
+from resty_upstream.health.functions import named_in
+from resty_upstream.model import Difference, HealthCheck, Host, Pool, Pools, differences, merge
 from resty_upstream.sticky import problem_of
 from resty_upstream.upstream import Upstream
 
@@ -74,9 +75,28 @@ def lint(upstream: Upstream, *, behind_proxy: bool = False) -> list[Finding]:
         used = merge(stored.declared, declared, stored.pools)
         findings += hidden(declared, used)
     findings += _of_visitors(upstream, used)
+    findings += _of_functions(upstream, used)
     # Behind a proxy that is trusted, the address of the client is his own.
     proxied = behind_proxy and not upstream.trusted_proxies
     return findings + lint_pools(used, total_timeout_s=upstream.total_timeout_s, behind_proxy=proxied)
+
+
+def _of_functions(upstream: Upstream, pools: Pools) -> Iterator[Finding]:
+    """Functions that check hosts, and that this process could not call."""
+    declared = named_in(upstream.replica.declared or ())
+    for name in sorted(named_in(pools)):
+        if name not in declared:
+            problem, hint = "is not named in the settings of this process", "Name it where pools are declared."
+        elif upstream.replica.check_function(name) is None:
+            problem, hint = "cannot be imported and called", "Correct the name: 'package.module.function'."
+        else:
+            continue
+        yield Finding(
+            "W016",
+            "",
+            f"the check {name} {problem}: hosts with it are not checked, and none of them is revived",
+            hint,
+        )
 
 
 def _of_visitors(upstream: Upstream, pools: Pools) -> Iterator[Finding]:
@@ -127,6 +147,7 @@ def lint_pools(pools: Pools, *, total_timeout_s: float, behind_proxy: bool = Fal
     """What is hardly meant in pools that are valid."""
     findings = [*_of_all(pools)]
     for pool in pools:
+        findings += _of_checks(pool, f"pools.{pool.id}")
         findings += _of_pool(pool, f"pools.{pool.id}", total_timeout_s, behind_proxy)
     return findings
 
@@ -199,6 +220,61 @@ def _of_pool(pool: Pool, path: str, total_timeout_s: float, behind_proxy: bool) 
             f"{path}.failed_timeout_max ({pool.failed_timeout_max:g} s) is below failed_timeout "
             f"({pool.failed_timeout:g} s): it has no effect",
             "Leave it out, or make it several times failed_timeout.",
+        )
+
+
+_LONG_S: Final = 3600.0
+
+
+def _of_checks(pool: Pool, path: str) -> Iterator[Finding]:
+    """What is hardly meant in how hosts are checked."""
+    tables = [(f"{path}.healthcheck", pool.healthcheck)]
+    tables += [(f"{path}.hosts.{host.id}.healthcheck", host.healthcheck or None) for host in pool.hosts]
+    for where, check in tables:
+        if check is not None:
+            yield from _of_check(check, where, pool)
+    if pool.ssl and not pool.ssl_verify:
+        yield Finding(
+            "W017",
+            f"{path}.ssl_verify",
+            f"{path}.ssl_verify is false: whoever answers in place of a host is believed",
+            "Leave it out, and name in sni_host what the certificates are for.",
+        )
+    if not pool.ssl and (pool.sni_host or not pool.ssl_verify):
+        option = "sni_host" if pool.sni_host else "ssl_verify"
+        yield Finding(
+            "W018",
+            f"{path}.{option}",
+            f"{path}.{option} is given, but the hosts are not checked by TLS",
+            "Write ssl: true, or leave it out.",
+        )
+
+
+def _of_check(check: HealthCheck, where: str, pool: Pool) -> Iterator[Finding]:
+    if check.type == "http" and check.status_codes == () and check.body is None:
+        yield Finding(
+            "W014",
+            f"{where}.status_codes",
+            f"{where}.status_codes is empty: any answer is a good one, also an error",
+            "Name the statuses that are bad, as ['5xx'], or leave it out for all outside 200 to 399.",
+        )
+    found_out_s = check.fall * check.interval
+    if found_out_s > _LONG_S:
+        yield Finding(
+            "W014",
+            f"{where}.fall",
+            f"{where} takes a host down after {check.fall} bad checks, {check.interval:g} s apart: "
+            f"it hardly ever will within {found_out_s / 3600:.1f} hours",
+            "Lower fall, or interval.",
+        )
+    longest_s = ((pool.timeout if check.timeout is None else check.timeout) + check.read_timeout) / 1000
+    if longest_s > check.interval:
+        yield Finding(
+            "W015",
+            f"{where}.interval",
+            f"{where}.interval is {check.interval:g} s, but a host that hangs is given {longest_s:g} s "
+            "(timeout and read_timeout): it is checked less often than that",
+            "Lower timeout and read_timeout, or raise the interval.",
         )
 
 

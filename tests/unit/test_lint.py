@@ -46,10 +46,48 @@ WRONG: list[tuple[str, str, str, dict[str, Any]]] = [
         "5 s.*below failed_timeout.*10 s",
         {"failed_timeout_max": 5, "hosts": hosts("a", "b")},
     ),
+    (
+        "W014",
+        "pools.p.healthcheck.status_codes",
+        "any answer is a good one",
+        {"healthcheck": {"status_codes": []}, "hosts": hosts("a", "b")},
+    ),
+    (
+        "W014",
+        "pools.p.hosts.b.healthcheck.fall",
+        "after 1000 bad checks, 10 s apart.*2.8 hours",
+        {"hosts": hosts("a") | hosts("b", healthcheck={"fall": 1000})},
+    ),
+    (
+        "W015",
+        "pools.p.healthcheck.interval",
+        "is 3 s, but a host that hangs is given 4 s",
+        {"healthcheck": {"interval": 3}, "hosts": hosts("a", "b")},
+    ),
+    (
+        "W017",
+        "pools.p.ssl_verify",
+        "whoever answers",
+        {"ssl": True, "ssl_verify": False, "hosts": hosts("a", "b")},
+    ),
+    ("W018", "pools.p.sni_host", "not checked by TLS", {"sni_host": "app.test", "hosts": hosts("a", "b")}),
 ]
 
 
-@pytest.mark.parametrize(("finding_id", "path", "message", "pool"), WRONG, ids=[row[0] for row in WRONG])
+def test_a_check_by_a_function_that_nobody_can_call_here_is_found() -> None:
+    def pool(name: str) -> dict[str, Any]:
+        return {"p": {"healthcheck": {"type": name}, "hosts": hosts("a", "b")}}
+
+    assert not found(pool("os.path.exists"))
+    assert "cannot be imported and called" in found(pool("os.no_such_thing"))["W016"].message
+    stored = open_upstream(pool("os.path.exists"))
+    (finding,) = lint(Upstream(stored.store))
+    assert (finding.id, "not named in the settings" in finding.message) == ("W016", True)
+
+
+@pytest.mark.parametrize(
+    ("finding_id", "path", "message", "pool"), WRONG, ids=[f"{row[0]} {row[1]}" for row in WRONG]
+)
 def test_what_is_hardly_meant_is_found(finding_id: str, path: str, message: str, pool: dict[str, Any]) -> None:
     """By an id that stays, with the path, and what to write instead."""
     findings = found({"p": pool})

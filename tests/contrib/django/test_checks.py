@@ -117,6 +117,31 @@ def test_each_id_has_its_test() -> None:
 
 
 WARNINGS: list[tuple[str, object, str, str]] = [
+    (
+        "W014",
+        pool(healthcheck={"status_codes": []}),
+        "UPSTREAMS['default']: pools.p.healthcheck.status_codes is empty",
+        "outside 200 to 399",
+    ),
+    (
+        "W015",
+        pool(healthcheck={"interval": 1}),
+        "UPSTREAMS['default']: pools.p.healthcheck.interval is 1 s",
+        "raise the interval",
+    ),
+    (
+        "W016",
+        pool(healthcheck={"type": "os.no_such_thing"}),
+        "UPSTREAMS['default']: the check os.no_such_thing cannot be imported",
+        "package.module.function",
+    ),
+    (
+        "W017",
+        pool(ssl=True, ssl_verify=False),
+        "UPSTREAMS['default']: pools.p.ssl_verify is false",
+        "sni_host",
+    ),
+    ("W018", pool(sni_host="app.test"), "UPSTREAMS['default']: pools.p.sni_host is given", "ssl: true"),
     ("W001", host(weight=1), "UPSTREAMS['default']: pools.p mixes hosts", "or none"),
     ("W002", pool(hosts={"a": TWO["a"]}), "UPSTREAMS['default']: pools.p.hosts.a is the only host", "max_fails 0"),
     ("W003", pool(timeout="20s"), "UPSTREAMS['default']: pools.p.timeout is 20 s", '"TOTAL_TIMEOUT"'),
