@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from random import random
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NoReturn, Self
 
 from resty_upstream.errors import NoHostAvailable, UpstreamError
 from resty_upstream.load import Flight, Load
@@ -79,6 +79,8 @@ class Attempt:
         "timeout_s",
     )
 
+    _flight: Flight
+    """In pools that ask for the load."""
     pool: Pool
     host: Host
     timeout_s: float
@@ -113,7 +115,8 @@ class Attempt:
         self.duration_s = 0.0
         self.bounded = False
         self._earlier: tuple[Attempt, ...] = ()
-        self._flight = None if target.load is None else Flight(target.load)
+        if target.load is not None:
+            self._flight = Flight(target.load)
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
@@ -156,14 +159,14 @@ class Attempt:
         if error is None:
             self.outcome = "ok"
             attempts.done = True
-            if self._flight is not None:
-                self._note_load(attempts, now)
             if not self.target.quiet:
                 self._succeeded(attempts, now)
             return False
         return self._failed(attempts, error, now)
 
     def _succeeded(self, attempts: Attempts, now: float) -> None:
+        if self.target.load is not None:
+            self._note_load(attempts, self.target.load, now)
         if not self.target.spotless:
             attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
         if self.pool.sticky is not None:
@@ -173,8 +176,8 @@ class Attempt:
         verdict = self._judge(error)
         self.error = error
         self.outcome = "failed" if verdict.counts else "ignored"
-        if self._flight is not None:
-            self._note_load(attempts, now)
+        if self.target.load is not None:
+            self._note_load(attempts, self.target.load, now)
         prober = self._prober
         if verdict.counts:
             attempts.answered_badly |= verdict.answered
@@ -189,12 +192,10 @@ class Attempt:
         attempts.done = not verdict.next_host
         return verdict.next_host
 
-    def _note_load(self, attempts: Attempts, now: float) -> None:
+    def _note_load(self, attempts: Attempts, load: Load, now: float) -> None:
         """It is over: for methods that look at the load, and for the rule of outliers."""
-        flight, load, ok = self._flight, self.target.load, self.outcome == "ok"
-        self._flight = None
-        if flight is None or load is None:
-            return
+        flight, ok = self._flight, self.outcome == "ok"
+        del self._flight
         if ok and attempts.is_connecting:
             attempts.context.hold(self.target, flight)  # what was connected is used from now on
         else:
@@ -252,7 +253,6 @@ class Attempts(Iterator[Attempt]):
         "answered_badly",
         "context",
         "done",
-        "is_connecting",
         "log",
         "now",
     )
@@ -260,10 +260,11 @@ class Attempts(Iterator[Attempt]):
     _deadline: float
     _snapshot: Snapshot
 
-    def __init__(self, context: RequestContext, key: Key | None, *, is_connecting: bool = False) -> None:
+    is_connecting: ClassVar[bool] = False
+    """Whether what comes of it is in use when the attempt is over."""
+
+    def __init__(self, context: RequestContext, key: Key | None) -> None:
         self.context = context
-        self.is_connecting = is_connecting
-        """Whether what comes of it is in use when the attempt is over."""
         self.now = context.upstream.now
         self.log: list[Attempt] = []
         self._key = key
@@ -346,6 +347,13 @@ class Attempts(Iterator[Attempt]):
         more = f" (the last 5 of {len(self.log)})" if len(self.log) > 5 else ""
         message = f"upstream {upstream.id}: {why}" + (f" after {tried}{more}" if tried else "")
         return NoHostAvailable(message, self.log, 502 if self.answered_badly else 504)
+
+
+class Connecting(Attempts):
+    """The attempts of ``connect`` and ``aconnect``."""
+
+    __slots__ = ()
+    is_connecting = True
 
 
 # ── what an exception says about a host ───────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from resty_upstream import connectors
-from resty_upstream.attempts import Attempts
+from resty_upstream.attempts import Attempts, Connecting
 from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.load import Flight
 from resty_upstream.replica import Observation
@@ -124,7 +124,7 @@ class RequestContext:
     def connect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
         """See :meth:`resty_upstream.Upstream.connect`."""
         connector = connectors.find(client)
-        for attempt in Attempts(self, key, is_connecting=True):
+        for attempt in Connecting(self, key):
             with attempt:
                 # As Connected(…), in half the time.
                 return _new_tuple(Connected, (connector(client, attempt), attempt.info))
@@ -148,7 +148,7 @@ class RequestContext:
             from resty_upstream.aconnectors import in_thread
 
             await in_thread(self.upstream.replica.snapshot)
-        for attempt in Attempts(self, key, is_connecting=True):
+        for attempt in Connecting(self, key):
             with attempt:
                 return _new_tuple(Connected, (await connector(client, attempt), attempt.info))
         raise AssertionError(_UNREACHABLE)

@@ -76,7 +76,7 @@ class Target:
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
         self.quiet = self.spotless and pool.sticky is None
-        """Whether nobody needs to hear of a success here: not the others, and no session."""
+        """Whether nobody needs to hear of a success here: not the others, no session, and no :class:`Load`."""
         self.parsed = False
         self.address: object = None
         """What the connectors make of the host's address, once they were asked."""
@@ -84,8 +84,14 @@ class Target:
     def now(self, state: HostState) -> Target:
         """The same host in another state."""
         target = Target(self.pool, self.host, state)
-        target.parsed, target.address, target.load = self.parsed, self.address, self.load
+        target.parsed, target.address = self.parsed, self.address
+        if self.load is not None:
+            target.note_load(self.load)
         return target
+
+    def note_load(self, load: Load) -> None:
+        """Have attempts tell of their load."""
+        self.load, self.quiet = load, False
 
     def __repr__(self) -> str:
         return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
@@ -191,7 +197,8 @@ def build(
         targets.update([(target.key, target) for target in hosts])
         if _asks_for_load(pool):
             for target in hosts:
-                target.load = loads[target.key] = previous.loads.get(target.key) or Load(pool.timeout_s)
+                loads[target.key] = load = previous.loads.get(target.key) or Load(pool.timeout_s)
+                target.note_load(load)
         if pool.up:
             plans.append(_plan(pool, hosts, old, setting))
     plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
