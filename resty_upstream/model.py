@@ -662,8 +662,8 @@ def _checked(
             plain = _in_units(value, option.unit)
         elif option.read is not None:
             plain = option.read(value)
-            if name == "headers" and isinstance(value, Mapping):
-                value = dict.fromkeys(value, "…")  # they may be credentials
+            if name == "headers":  # they may be credentials
+                value = dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
         values[name] = _convert(option.type, plain, value, where, problems)
     return values
 

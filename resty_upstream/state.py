@@ -78,6 +78,8 @@ class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """When the host last came back from being down; 0 is never."""
     bad_checks: int = 0
     """Checks in a row that were bad, of a host that is up."""
+    fails_of_checks: int = 0
+    """How much of ``failcount`` those of them made up: what a good check takes back."""
     good_checks: int = 0
     """Checks in a row that were good, of a host that failed."""
 
@@ -248,6 +250,8 @@ def _count(state: HostState, fact: Failure, rules: Rules) -> Change:
     in_a_row = state.failcount > 0 and fact.at - state.failed_at <= rules.failed_timeout_s
     failcount = _one_more(state) if in_a_row else 1
     counted = _with_failure(state, fact, failcount)
+    if not in_a_row:
+        counted = replace(counted, fails_of_checks=0)
     if 0 < rules.max_fails <= failcount:
         return _fail(counted, fact, rules)
     return Change(counted, routing=state.failcount == 0)
@@ -280,6 +284,7 @@ def _fail(state: HostState, fact: Failure | CheckFailed | Eject, rules: Rules) -
         prober="",
         probe_until=0,
         bad_checks=0,
+        fails_of_checks=0,
         good_checks=0,
     )
     return Change(failed, "host_down" if state.up else "", fact.reason, routing=True)
@@ -296,7 +301,11 @@ def _check_failed(state: HostState, fact: CheckFailed, rules: Rules) -> Change:
     if fact.began < state.changed_at:
         return Change(state)
     bad_checks = min(state.bad_checks + 1, COUNT_LIMIT)
-    counted = replace(_with_failure(state, fact, _one_more(state)), bad_checks=bad_checks)
+    failcount = _one_more(state)
+    fails_of_checks = state.fails_of_checks + failcount - state.failcount
+    counted = replace(
+        _with_failure(state, fact, failcount), bad_checks=bad_checks, fails_of_checks=fails_of_checks
+    )
     if bad_checks >= fact.fall:
         return _fail(counted, fact, rules)
     return Change(counted, routing=state.failcount == 0)
@@ -306,14 +315,16 @@ def _check_passed(state: HostState, fact: CheckPassed, _rules: Rules) -> Change:
     """A good check of a host that is up takes back what bad checks counted, and nothing that requests did."""
     if fact.began < state.changed_at or not state.bad_checks:
         return Change(state)
-    failcount = max(0, state.failcount - state.bad_checks)
+    failcount = max(0, state.failcount - state.fails_of_checks)
     if not failcount:
         return Change(_clean(state), routing=state.failcount > 0)
-    return Change(replace(state, failcount=failcount, bad_checks=0))
+    return Change(replace(state, failcount=failcount, bad_checks=0, fails_of_checks=0))
 
 
-def _still_bad(state: HostState, _fact: CheckFailed, _rules: Rules) -> Change:
-    return Change(replace(state, good_checks=0)) if state.good_checks else Change(state)
+def _still_bad(state: HostState, fact: CheckFailed, _rules: Rules) -> Change:
+    if fact.began < state.changed_at or not state.good_checks:
+        return Change(state)
+    return Change(replace(state, good_checks=0))
 
 
 def _rise(state: HostState, fact: CheckPassed, _rules: Rules) -> Change:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: .*)?\r?\n", re.DOTALL)
 _LINE_BYTES: Final = 65_536
-_LINES: Final = 200
+_LINES: Final = 100  # as many as http.client reads
 _BODY_BYTES: Final = 256 << 10
 _REASON_CHARACTERS: Final = 120
 _DEFAULT_PORTS: Final = {False: 80, True: 443}
@@ -74,6 +74,8 @@ async def run_check(
         raise
     except Exception as error:
         return _failed(error, host)
+    except SystemExit as error:  # of a function; it would end the thread that checks all hosts
+        return Result(False, f"SystemExit: {error}"[:_REASON_CHARACTERS])
 
 
 def _failed(error: Exception, host: Host) -> Result:
@@ -185,7 +187,7 @@ def request_bytes(pool: Pool, host: Host, check: HealthCheck) -> bytes:
 
 def _authority(pool: Pool, host: Host) -> str:
     name = _name(pool, host)
-    name = f"[{name.partition('%')[0]}]" if ":" in name else name
+    name = f"[{name.partition('%')[0]}]" if ":" in name else name.encode("idna").decode()
     if host.unix_path is not None or host.port == _DEFAULT_PORTS[pool.ssl]:
         return name
     return f"{name}:{host.port}"
@@ -215,15 +217,16 @@ async def _read_lines(reader: asyncio.StreamReader) -> bytes:
             return b"".join(lines)
         if not line:
             raise EOFError
-    raise http.client.HTTPException("more than 200 lines of headers")
+    raise http.client.HTTPException(f"more than {_LINES} lines of headers")
 
 
 async def _has_text(reader: asyncio.StreamReader, head: bytes, text: bytes) -> bool:
     """Whether the text appears in the first part of the body; reading ends where it does."""
-    body = b""
+    body = bytearray()
     async for part in _body(reader, http.client.parse_headers(io.BytesIO(head))):
+        before = max(0, len(body) - len(text))  # the text may begin in the part before
         body += part
-        if text in body:
+        if body.find(text, before) >= 0:
             return True
         if len(body) >= _BODY_BYTES:
             break

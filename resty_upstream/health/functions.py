@@ -51,5 +51,7 @@ class Functions:
 
 def named_in(pools: Pools) -> set[str]:
     """The functions that these pools name."""
-    checks = (pool.check_of(host) for pool in pools for host in pool.hosts)
-    return {check.type for check in checks if check is not None} - BUILT_IN
+    # Also those of pools without hosts, which may get some at run time.
+    of_pools = (pool.healthcheck for pool in pools)
+    of_hosts = (host.healthcheck for pool in pools for host in pool.hosts)
+    return {check.type for check in (*of_pools, *of_hosts) if check} - BUILT_IN

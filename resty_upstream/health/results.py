@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from typing import Final, NamedTuple
 
 import msgspec
@@ -59,8 +60,10 @@ def read_results(store: Store, upstream_id: str) -> dict[str, LastCheck]:
     return {key: last for key, last in found.items() if last is not None}
 
 
-def write_results(store: Store, upstream_id: str, results: dict[str, LastCheck], *, wait_s: float) -> None:
-    """Keep the last checks of these hosts.
+def write_results(
+    store: Store, upstream_id: str, results: Mapping[str, LastCheck], keep: Set[str], *, wait_s: float
+) -> None:
+    """Keep the last checks of these hosts, and forget those of hosts that are not to be kept.
 
     :raises StoreError: when they could not be written.
     """
@@ -68,17 +71,6 @@ def write_results(store: Store, upstream_id: str, results: dict[str, LastCheck],
     def change(view: View) -> None:
         for key, last in results.items():
             view.put(key, msgspec.json.encode(last))
-
-    store.transact(namespace(upstream_id), change, wait_s=wait_s)
-
-
-def forget_results(store: Store, upstream_id: str, keep: set[str], *, wait_s: float) -> None:
-    """Forget the checks of hosts that are not to be kept.
-
-    :raises StoreError: when the store cannot be written.
-    """
-
-    def change(view: View) -> None:
         for key in set(view.keys()) - keep:
             view.delete(key)
 

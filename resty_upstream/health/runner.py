@@ -41,7 +41,6 @@ from resty_upstream.health.results import (
     CHECKER_LEASE,
     LastCheck,
     Result,
-    forget_results,
     read_results,
     write_results,
 )
@@ -95,6 +94,11 @@ class _Duty:
         """Seconds between two checks, as the host is now."""
         return float(self.check.interval if self.up else self.check.interval_down)
 
+    @property
+    def subject(self) -> tuple[HealthCheck, str]:
+        """What is checked, and how: a result says nothing of another."""
+        return self.check, self.host.address
+
 
 class _Done(NamedTuple):
     """A check that is over."""
@@ -129,6 +133,7 @@ class Checker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: list[_Done] = []
         self._flush_at = float("inf")
+        self._has_to_forget = False
         self._flushing: asyncio.Task[None] | None = None
         self._in_threads: set[str] = set()
         self._stop = threading.Event()
@@ -190,7 +195,9 @@ class Checker:
     async def _end(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        at_work = {*self._tasks, *([self._flushing] if self._flushing else ())}
+        if at_work:
+            await asyncio.wait(at_work, timeout=_LAST_WAIT_S)
         if self._flushing is None and self._done:
             with contextlib.suppress(StoreError):
                 self._write(self._done, _LAST_WAIT_S)
@@ -240,21 +247,22 @@ class Checker:
         for pool in snapshot.pools:
             for host in pool.hosts:
                 check = pool.check_of(host)
-                if check is not None:
-                    duty = _Duty(pool, host, check, up=snapshot.targets[record_key(pool.id, host.id)].available)
-                    old = before.get(duty.key)
-                    if old is not None and (old.check, old.host) == (check, host):
-                        old.pool = pool
-                        duty = old
-                    else:
-                        fresh.append(duty)
-                    self._duties[duty.key] = duty
+                if check is None:
+                    continue
+                duty = _Duty(pool, host, check, up=snapshot.targets[record_key(pool.id, host.id)].available)
+                # The same object where there is one, so that no second check begins while one is at work.
+                old = before.get(duty.key)
+                if old is None or old.subject != duty.subject:
+                    fresh.append(old or duty)
+                if old is not None:
+                    old.pool, old.host, old.check = pool, host, check
+                self._duties[duty.key] = old or duty
         self._lease_s = _lease_s(self._duties)
         self._renew_at = float("-inf")
         for duty in fresh:
             self._plan(duty, self._now() + self._random.random() * _SPREAD * duty.interval_s)
-        if len(before) > len(self._duties) or before.keys() - self._duties.keys():
-            self._forget()
+        if before.keys() - self._duties.keys():
+            self._forget_soon()
 
     def _plan(self, duty: _Duty, due: float) -> None:
         duty.due = due
@@ -263,10 +271,10 @@ class Checker:
     def _jittered(self, interval_s: float) -> float:
         return interval_s * (1 + _JITTER * (2 * self._random.random() - 1))
 
-    def _forget(self) -> None:
-        if self.is_checking:
-            with contextlib.suppress(StoreError):  # what is left is shown of no host
-                forget_results(self._store, self._id, set(self._duties), wait_s=_STORE_WAIT_S)
+    def _forget_soon(self) -> None:
+        """Have the next flush forget the results of hosts that are not checked any more."""
+        self._has_to_forget = True
+        self._flush_at = self._now()
 
     # ── whose turn it is ──────────────────────────────────────────────────────────────────────
 
@@ -293,7 +301,10 @@ class Checker:
             return
         self._lease_until = now + self._lease_s
         if not was_checking:
-            self._go_on_with(read_results(self._store, self._id))
+            results = read_results(self._store, self._id)
+            self._go_on_with(results)
+            if results.keys() - self._duties.keys():
+                self._forget_soon()
 
     def _is_wanted(self) -> bool:
         """Whether no process that is there for it does it."""
@@ -334,10 +345,10 @@ class Checker:
             task.add_done_callback(self._tasks.discard)
 
     async def _check(self, duty: _Duty) -> None:
-        began = self._now()
+        began, subject = self._now(), duty.subject
         try:
             result = await self._result_of(duty)
-            if result is not None:
+            if result is not None and duty.subject == subject:
                 self._note(duty, result, began)
         finally:
             duty.is_running = False
@@ -370,7 +381,11 @@ class Checker:
                 self._in_threads.discard(key)
 
         self._in_threads.add(key)
-        return await _in_daemon_thread(work)
+        try:
+            return await _in_daemon_thread(work)
+        except RuntimeError:
+            self._in_threads.discard(key)  # there is no thread, if that is why
+            raise
 
     def _note(self, duty: _Duty, result: Result, began: float) -> None:
         now = self._now()
@@ -397,27 +412,34 @@ class Checker:
     # ── telling the others ────────────────────────────────────────────────────────────────────
 
     def _flush_if_due(self) -> None:
-        if self._done and self._flushing is None and self._now() >= self._flush_at:
+        if self._flushing is None and self._now() >= self._flush_at:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
-        done, self._done = self._done, []
+        done, self._done = [each for each in self._done if self._duties.get(each.duty.key) is each.duty], []
+        forgets, self._has_to_forget = self._has_to_forget, False
         self._flush_at = float("inf")
         try:
-            # In a thread: whoever is told of hosts that go up and down may take his time.
-            await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
-        except StoreError as error:
+            if done or forgets:
+                # In a thread: whoever is told of hosts that go up and down may take his time.
+                await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
+        except (StoreError, RuntimeError) as error:  # there may be no thread to be had
             _log.debug("results of checks of upstream %s wait: %s", self._id, error)
             self._done = [*done, *self._done][-_MOST_KEPT:]
+            self._has_to_forget |= forgets
             self._flush_at = self._now() + (_AGAIN_S if isinstance(error, StoreBusy) else _LOOK_AGAIN_S)
         finally:
             self._flushing = None
             self._wake()
 
     def _write(self, done: list[_Done], wait_s: float) -> None:
-        if self._commit([each for each in done if each.is_news], wait_s):
-            results = {each.duty.key: each.last for each in done}
-            write_results(self._store, self._id, results, wait_s=wait_s)
+        """Commit what was found. What is left in ``done`` if this raises is to be written again."""
+        if not self._commit([each for each in done if each.is_news], wait_s):
+            done.clear()
+            return
+        done[:] = [each._replace(is_news=False) for each in done]  # it counts once
+        results = {each.duty.key: each.last for each in done}
+        write_results(self._store, self._id, results, set(self._duties), wait_s=wait_s)
 
     def _commit(self, news: list[_Done], wait_s: float) -> bool:
         """Let results work on the states; whether it was this checker's turn."""

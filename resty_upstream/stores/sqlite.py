@@ -212,7 +212,7 @@ class SqliteStore:
         """See :class:`~resty_upstream.stores.Store`."""
 
         def work(db: sqlite3.Connection) -> list[bytes]:
-            return [data for (data,) in db.execute(_HISTORY, (ns, limit))][::-1]
+            return [data for (data,) in db.execute(_HISTORY, (ns, max(0, limit)))][::-1]
 
         return self._run(work, _READ_WAIT_S)
 
