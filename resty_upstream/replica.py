@@ -232,7 +232,7 @@ class Replica:
         self._forked = True  # the next snapshot starts at positions of its own
         self._pid = os.getpid()
 
-    def _own(self) -> None:
+    def own(self) -> None:
         """Notice a fork that ran no hooks (uWSGI). Off the hot path: such a process comes by here first."""
         if self._pid != os.getpid():
             with _fork_guard:
@@ -266,7 +266,7 @@ class Replica:
         return self._reload(version)
 
     def _reload(self, version: int) -> Snapshot:
-        self._own()
+        self.own()
         if self.now() < self._retry_at:
             return self._snapshot
         events: list[HostEvent] = []
@@ -421,7 +421,7 @@ class Replica:
                     _failover_log.warning("upstream %s: %s", self.id, alike)
 
     def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
-        self._own()
+        self.own()
         queued = self._take_queue()
         declared = self._declared
 
@@ -602,7 +602,7 @@ class Replica:
     # ── the queue ─────────────────────────────────────────────────────────────────────────────
 
     def _enqueue(self, observation: Observation) -> None:
-        self._own()
+        self.own()
         with self._queue_lock:
             _coalesce(self._queue.setdefault(observation.target.key, []), observation)
 

@@ -256,6 +256,7 @@ class Upstream:
         """
         from resty_upstream.health.runner import Checker
 
+        self.replica.own()  # a fork that is noticed later would lose sight of what is begun here
         with _checker_lock:
             checker = self.replica.checker
             if checker is None or not checker.is_alive:

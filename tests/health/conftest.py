@@ -1,9 +1,8 @@
-"""Upstreams whose hosts are checked, and certificates for hosts that speak TLS."""
+"""Fixtures for the tests of checks."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,39 +10,54 @@ from typing import Any
 import pytest
 
 from resty_upstream import Upstream
+from resty_upstream.stores import Store
 from resty_upstream.stores.memory import MemoryStore
-
-Start = Callable[..., Upstream]
-OFTEN = {"interval": 0.1, "interval_down": 0.1}
+from resty_upstream.stores.sqlite import SqliteStore
+from tests.health import functions
+from tests.health.support import Site
+from tests.helpers import Peer
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Makes an upstream and has its hosts checked until the test is over."""
+def start_site(start_peer: Callable[..., Peer]) -> Iterator[Callable[..., tuple[Site, dict[str, Any]]]]:
+    """Starts a :class:`Site`: itself, and where it is as options of a host."""
+    sites: list[Site] = []
+
+    def start(answer: bytes | None = None, **where: Any) -> tuple[Site, dict[str, Any]]:
+        site = Site() if answer is None else Site(answer)
+        sites.append(site)
+        return site, start_peer(site, **where).options
+
+    yield start
+    for site in sites:
+        site.goes_on.set()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store of each kind, on a clock that runs."""
+    store: Store = (
+        MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "private" / "upstreams.db")
+    )
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def open_upstream() -> Iterator[Callable[..., Upstream]]:
+    """Opens upstreams that are closed, and check no more, when the test is over."""
     with ExitStack() as stack:
 
-        def begin(pools: dict[str, Any], *, store: Any = None, checking: bool = True, **options: Any) -> Upstream:
+        def start(pools: Mapping[str, Any] | None = None, store: Store | None = None, **options: Any) -> Upstream:
             upstream = Upstream(store or MemoryStore(), pools=pools, **options)
-            upstream.open()
             stack.callback(upstream.close)
-            if checking:
-                upstream.start_checker()
             return upstream
 
-        yield begin
+        yield start
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A certificate that signed itself, with its key, for a name; one file."""
-    directory = tmp_path_factory.mktemp("certificates")
-
-    def make(name: str, *, days: int = 1) -> Path:
-        path = directory / f"{name}-{days}.pem"
-        if not path.exists():
-            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "-", "-out", "-"]
-            subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", str(days)]
-            path.write_bytes(subprocess.run([*command, *subject], check=True, capture_output=True).stdout)
-        return path
-
-    return make
+@pytest.fixture(autouse=True)
+def _functions() -> Iterator[None]:
+    functions.reset()
+    yield
+    functions.leave.set()

@@ -1,446 +1,727 @@
-"""The checker: one of all that share a store, and what becomes of what it finds."""
+"""The checker: what it does to the hosts of an upstream, and which process of all it is."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from resty_upstream import RequestUpstreams, Upstream, UpstreamAPI, Upstreams
-from resty_upstream.health.results import CHECKER_LEASE
+from resty_upstream import StoreBusy, StoreError, StoreUnavailable, Upstream, UpstreamAPI
+from resty_upstream.context import RequestUpstreams
+from resty_upstream.health import runner
+from resty_upstream.health.results import CHECKER_LEASE, namespace, read_results
+from resty_upstream.health.runner import PROCESS_LEASE
+from resty_upstream.model import record_key
+from resty_upstream.stores import Changes, Document, Store, View
 from resty_upstream.stores.memory import MemoryStore
-from resty_upstream.stores.sqlite import SqliteStore
-from tests.health.conftest import OFTEN, Start
-from tests.helpers import WAIT_S, Peer, read_head, refused, refusing, take_down, visit
+from resty_upstream.testing import FakeClock
+from tests.health.support import (
+    Site,
+    checker_of,
+    holder,
+    last_result,
+    status,
+    wait_for_turn,
+)
+from tests.helpers import WAIT_S, health, hosts, refusing, take_down, visit
+from tests.helpers import open_upstream as open_on_a_clock
+from tests.stores.support import Worker, wait_until
 
-StartPeer = Callable[..., Peer]
+T = TypeVar("T")
 
+OpenUpstream = Callable[..., Upstream]
+StartSite = Callable[..., tuple[Site, dict[str, Any]]]
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WAIT_S:g} s: {what}"
-        threading.Event().wait(0.01)
-
-
-class Checked:
-    """What a peer serves whose checks are counted."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.status = status
-        self.paths: list[str] = []
-        self.most_at_once = 0
-        self.hold: threading.Event | None = None
-        """While it is not set, nothing is answered."""
-        self._at_once = 0
-        self._lock = threading.Lock()
-
-    @property
-    def count(self) -> int:
-        return len(self.paths)
-
-    def __call__(self, connection: socket.socket) -> None:
-        head = read_head(connection)
-        if not head:
-            return
-        with self._lock:
-            self.paths.append(head.split()[1].decode())
-            self._at_once += 1
-            self.most_at_once = max(self.most_at_once, self._at_once)
-        if self.hold is not None:
-            self.hold.wait(WAIT_S)
-        with self._lock:
-            self._at_once -= 1
-        connection.sendall(b"HTTP/1.1 %d Status\r\nContent-Length: 0\r\n\r\n" % self.status)
+OFTEN = {"interval": 0.1, "interval_down": 0.1}
+CLEAN = {"up": True, "failcount": 0, "lastfail": 0}
 
 
-def host(upstream: Upstream, host_id: str = "a", pool_id: str = "p") -> dict[str, Any]:
-    found: dict[str, Any] = upstream.get_pools()[pool_id]["hosts"][host_id]
-    return found
+def pool(*members: dict[str, Any], healthcheck: object = OFTEN, **options: Any) -> dict[str, Any]:
+    """One pool ``p`` with hosts ``a``, ``b``, … ."""
+    table = dict(zip("abcdefghijklmnopqrstuvwxyz", members, strict=False))
+    return {"p": {"healthcheck": healthcheck, **options, "hosts": table}}
 
 
-def pools(healthcheck: Any = OFTEN, **hosts: Any) -> dict[str, Any]:
-    return {"p": {"healthcheck": healthcheck, "hosts": hosts}}
+def is_up(upstream: Upstream, host_id: str = "a") -> bool:
+    return bool(health(upstream, host_id)["up"])
 
 
-def wait_for_checks(served: Checked, count: int = 2) -> None:
-    before = served.count
-    wait_until(lambda: served.count >= before + count, f"{count} more checks")
+class WatchedStore(MemoryStore):
+    """A store that fails when told, and counts its transactions by namespace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: StoreError | None = None
+        self.failing: set[str] = set()
+        """The namespaces that fail; all, where none is named."""
+        self.transactions: Counter[str] = Counter()
+
+    def _fail(self, ns: str) -> None:
+        if self.error and (not self.failing or ns in self.failing):
+            raise self.error
+
+    def read(self, ns: str) -> Document:
+        self._fail(ns)
+        return super().read(ns)
+
+    def changes(self, ns: str, since: object = None, *, wait_s: float = 5) -> Changes:
+        self._fail(ns)
+        return super().changes(ns, since, wait_s=wait_s)
+
+    def transact(self, ns: str, fn: Callable[[View], T], *, wait_s: float = 5) -> T:
+        self.transactions[ns] += 1
+        self._fail(ns)
+        return super().transact(ns, fn, wait_s=wait_s)
+
+    def lease(self, ns: str, name: str, owner: str, ttl_s: float, *, wait_s: float = 5) -> bool:
+        self._fail(ns)
+        return super().lease(ns, name, owner, ttl_s, wait_s=wait_s)
+
+    def holder(self, ns: str, name: str, *, wait_s: float = 5) -> str:
+        self._fail(ns)
+        return super().holder(ns, name, wait_s=wait_s)
 
 
-# ── what checks do ────────────────────────────────────────────────────────────────────────────
+# ── what it does to hosts ─────────────────────────────────────────────────────────────────────
 
 
-def test_only_hosts_with_a_check_are_checked(start: Start, start_peer: StartPeer) -> None:
-    """Those of the pool's, not one that has ``false``, nor those of a pool that has none."""
-    served = [Checked() for _ in range(4)]
-    a, b, c, d = (start_peer(each).options for each in served)
-    declared = pools(a=a, b={**b, "healthcheck": False}, c={**c, "healthcheck": {**OFTEN, "path": "/own"}})
-    start({**declared, "q": {"hosts": {"d": d}}})
-    wait_for_checks(served[0])
-    wait_for_checks(served[2])
-    assert [each.count for each in (served[1], served[3])] == [0, 0]
-    assert (set(served[0].paths), set(served[2].paths)) == ({"/"}, {"/own"})
-
-
-def test_each_host_has_its_own_idea_of_a_bad_status(start: Start, start_peer: StartPeer) -> None:
-    peer = start_peer(Checked(404)).options
-    lenient = {**OFTEN, "status_codes": ["5xx"], "fall": 1}
-    upstream = start(pools({**OFTEN, "fall": 1}, a=peer, b={**peer, "healthcheck": lenient}))
-    wait_until(lambda: not host(upstream, "a")["up"], "a is down")
-    wait_until(lambda: "last_result" in host(upstream, "b"), "b was checked")
-    assert host(upstream, "b")["up"]
-    assert host(upstream, "b")["last_result"] == "ok: 404"
-
-
-@pytest.mark.parametrize("gone", [True, False], ids=["refused", "bad status"])
-def test_bad_checks_raise_the_failcount_until_the_host_is_down(
-    start: Start, start_peer: StartPeer, gone: bool
+@pytest.mark.parametrize("check", [True, {}], ids=["true", "{}"])
+def test_a_host_with_a_check_is_asked_for_the_root(
+    open_upstream: OpenUpstream, start_site: StartSite, check: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with refusing() as nobody:
-        options = nobody if gone else start_peer(Checked(500)).options
-        upstream = start(pools({"interval": 0.1, "interval_down": 60, "fall": 2}, a=options))
-        wait_until(lambda: host(upstream)["failcount"] == 1 or not host(upstream)["up"], "one bad check")
-        wait_until(lambda: not host(upstream)["up"], "two bad checks")
-        assert host(upstream)["failcount"] == 2
-        (transition,) = upstream.history()
-        assert transition.reason == ("check: ECONNREFUSED" if gone else "check: status 500")
+    monkeypatch.setattr(runner, "_SPREAD", 0.01)  # of the 10 s that are the default
+    site, host = start_site()
+    upstream = open_upstream(pool(host, healthcheck=check))
+    upstream.start_checker()
+    site.wait_for(1)
+    assert site.heads[0].startswith(b"GET / HTTP/1.1\r\n")
 
 
-def test_good_checks_bring_a_host_back_and_requests_do_not_probe_it(start: Start, start_peer: StartPeer) -> None:
-    served = Checked(500)
-    upstream = start(
-        pools({**OFTEN, "fall": 1}, a=start_peer(served).options, b={"host": "b.test", "healthcheck": False})
-    )
-    wait_until(lambda: not host(upstream)["up"], "a is down")
-    state = upstream.replica.snapshot().targets["p\x1fa"]
-    assert upstream.replica.claim(state) == "", "who checks finds out when it is back"
-    assert "2 good checks in a row bring it back" in str(upstream.explain())
-    upstream.revive_hosts()
-    assert not host(upstream)["up"]
-    served.status = 200
-    wait_until(lambda: host(upstream)["up"], "a is back")
-    assert upstream.history()[-1].reason == "2 checks passed"
+def test_hosts_without_a_check_are_left_alone(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    """Those whose pool has none, and those that have none instead of their pool's."""
+    (site, host), (other, one), (another, two) = start_site(), start_site(), start_site()
+    pools = pool(host, {**one, "healthcheck": False})
+    pools["q"] = {"hosts": {"x": two, "y": {**two, "healthcheck": False}}}
+    upstream = open_upstream(pools)
+    upstream.start_checker()
+    site.wait_for(4)
+    assert (other.hits, another.hits) == (0, 0)
+    assert "last_check" not in upstream.get_pools()["p"]["hosts"]["b"]
 
 
-def test_when_nobody_checks_requests_find_out_who_is_back(start: Start) -> None:
-    upstream = start(pools(a={"host": "a.test"}, b={"host": "b.test"}), checking=False)
-    take_down(upstream, "a")
-    target = upstream.replica.snapshot().targets["p\x1fa"]
-    now = target.due_at + 1
-    upstream.store.now = upstream.replica.now = upstream.now = lambda: now  # type: ignore[method-assign]
-    assert upstream.replica.claim(target)
+def test_path_and_headers_are_those_of_the_check(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    site, host = start_site()
+    check = {**OFTEN, "path": "/alive", "headers": {"Host": "app.test", "User-Agent": "me"}}
+    open_upstream(pool(host, healthcheck=check)).start_checker()
+    site.wait_for(1)
+    assert site.heads[0].startswith(b"GET /alive HTTP/1.1\r\nHost: app.test\r\nUser-Agent: me\r\n")
 
 
-def test_a_host_that_was_taken_down_by_hand_is_checked_and_stays_down(start: Start, start_peer: StartPeer) -> None:
-    served = Checked()
-    upstream = start(pools(a=start_peer(served).options))
-    UpstreamAPI(upstream).down_host("p", "a")
-    wait_for_checks(served, 4)
-    wait_until(lambda: host(upstream).get("last_result") == "ok: 200", "the result is shown")
-    assert not host(upstream)["up"]
+def test_each_refused_connection_and_each_bad_status_raises_failcount_until_fall(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site(status(500))
+    site.goes_on.clear()
+    heard: list[Any] = []
+    with refusing() as dead:
+        upstream = open_upstream(pool({**dead, "healthcheck": {**OFTEN, "fall": 4}}, host))
+        upstream.bind("host_down", heard.append)
+        upstream.start_checker()
+        wait_until(lambda: not is_up(upstream), "the host that refuses goes down", WAIT_S)
+        assert health(upstream, "a")["failcount"] == 4
+        site.goes_on.set()
+        wait_until(lambda: not is_up(upstream, "b"), "the host with a bad status goes down", WAIT_S)
+        assert health(upstream, "b")["failcount"] == 3
+        wait_until(lambda: len(heard) == 2, "the events", WAIT_S)
+    assert [(event.host.id, event.reason) for event in heard] == [
+        ("a", "check: ECONNREFUSED"),
+        ("b", "check: status 500"),
+    ]
 
 
-def test_good_checks_of_good_hosts_change_nothing_that_requests_read(start: Start, start_peer: StartPeer) -> None:
-    served = Checked()
-    upstream = start(pools(a=start_peer(served).options))
-    wait_for_checks(served)
-    before = upstream.store.read(upstream.id)
-    wait_for_checks(served, 5)
-    assert upstream.store.read(upstream.id) == before
+def test_a_host_that_failed_comes_back_after_rise_good_checks(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site(status(503))
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1, "rise": 3}))
+    upstream.start_checker()
+    wait_until(lambda: not is_up(upstream), "the host goes down", WAIT_S)
+    bad = site.hits
+    site.answer = status(200)
+    wait_until(lambda: is_up(upstream), "the host comes back", WAIT_S)
+    assert site.hits - bad >= 3
+    wait_until(lambda: len(upstream.history()) == 2, "the history", WAIT_S)
+    assert [(each.after, each.reason) for each in upstream.history()] == [
+        ("failed", "check: status 503"),
+        ("up", "3 checks passed"),
+    ]
+    assert health(upstream, "a") == CLEAN
+
+
+def test_a_good_check_of_a_good_host_changes_nothing_in_the_store(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    """But for the result of the check, which no request reads."""
+    site, host = start_site()
+    store = WatchedStore()
+    upstream = open_upstream(pool(host), store)
+    upstream.start_checker()
+    site.wait_for(2)
+    wait_until(lambda: last_result(upstream, "a") == "ok: 200", "a result", WAIT_S)
+    document, transactions = store.read(upstream.id), store.transactions[upstream.id]
+    written = store.transactions[namespace(upstream.id)]
+    site.wait_for(5)
+    wait_until(lambda: store.transactions[namespace(upstream.id)] > written, "another result", WAIT_S)
+    assert store.read(upstream.id) == document
+    assert store.transactions[upstream.id] == transactions
+
+
+def test_a_bad_check_of_a_host_that_is_down_is_not_written_into_its_state(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site(status(503))
+    store = WatchedStore()
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1}), store)
+    upstream.start_checker()
+    wait_until(lambda: not is_up(upstream), "the host goes down", WAIT_S)
+    site.wait_for(1)
+    transactions = store.transactions[upstream.id]
+    site.wait_for(5)
+    assert store.transactions[upstream.id] == transactions
+
+
+def test_the_statuses_that_are_bad_for_a_host_are_its_own_and_not_its_pools(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    (_, one), (_, two) = start_site(status(404)), start_site(status(404))
+    one["healthcheck"] = {**OFTEN, "fall": 1, "status_codes": ["5xx"]}
+    upstream = open_upstream(pool(one, two, healthcheck={**OFTEN, "fall": 1, "status_codes": [404]}))
+    upstream.start_checker()
+    wait_until(lambda: not is_up(upstream, "b"), "b goes down", WAIT_S)
+    wait_until(lambda: last_result(upstream, "a") == "ok: 404", "a is checked", WAIT_S)
+    assert last_result(upstream, "b") == "failed: status 404"
+    assert health(upstream, "a") == CLEAN
+
+
+def test_a_host_that_is_down_is_checked_at_interval_down_and_one_that_is_up_at_interval(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool({**host, "up": False}, healthcheck={"interval": 60, "interval_down": 0.1}))
+    api = UpstreamAPI(upstream)
+    upstream.start_checker()
+    site.wait_for(4)
+    api.up_host("p", "a")
+    wait_until(lambda: checker_of(upstream)._duties[record_key("p", "a")].up, "it is noticed", WAIT_S)
+    wait_until(lambda: checker_of(upstream)._schedule[0][0] > upstream.now() + 30, "the next one is late", WAIT_S)
+    api.down_host("p", "a")
+    site.wait_for(2)
+    assert not is_up(upstream), "a host that was taken down by hand stays down whatever checks say"
+
+
+def test_a_check_that_takes_longer_than_its_interval_does_not_overlap_with_the_next(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    """Also while the configuration of its host is changed."""
+    site, host = start_site()
+    upstream = open_upstream(pool(host))
+    api = UpstreamAPI(upstream)
+    upstream.start_checker()
+    for weight in range(1, 6):
+        site.goes_on.clear()
+        site.wait_for(1)
+        api.set_weight("p", "a", weight)
+        wait_until(
+            lambda weight=weight: checker_of(upstream)._duties[record_key("p", "a")].host.weight == weight,
+            "the new weight",
+            WAIT_S,
+        )
+        wait_until(
+            lambda: all(due <= upstream.now() for due, *_ in checker_of(upstream)._schedule),
+            "the next time",
+            WAIT_S,
+        )
+        site.goes_on.set()
+    site.wait_for(2)
+    assert site.most_at_once == 1
+
+
+def test_a_host_that_hangs_delays_no_other(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    (stuck, one), (site, two) = start_site(), start_site()
+    stuck.goes_on.clear()
+    open_upstream(pool(one, two, healthcheck={**OFTEN, "read_timeout": "60s"})).start_checker()
+    stuck.wait_for(1)
+    site.wait_for(5)
+    assert stuck.hits == 1
+
+
+def test_no_more_than_so_many_checks_are_at_work_at_once(
+    open_upstream: OpenUpstream, start_site: StartSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_MOST_AT_ONCE", 3)
+    site, host = start_site()
+    site.goes_on.clear()
+    upstream = open_upstream(pool(*[host] * 10, healthcheck={**OFTEN, "read_timeout": "60s"}))
+    upstream.start_checker()
+    site.wait_for(3)
+    site.goes_on.set()
+    wait_until(lambda: all(last_result(upstream, each) for each in "abcdefghij"), "all are checked", WAIT_S)
+    assert site.most_at_once == 3
+
+
+def test_listeners_that_block_do_not_stop_checks(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    (_, one), (site, two) = start_site(status(503)), start_site()
+    inside, leave = threading.Event(), threading.Event()
+    upstream = open_upstream(pool(one, two, healthcheck={**OFTEN, "fall": 1}))
+    upstream.bind("host_down", lambda _event: [inside.set(), leave.wait(WAIT_S)])
+    upstream.start_checker()
+    try:
+        assert inside.wait(WAIT_S)
+        site.wait_for(4)
+        assert checker_of(upstream).is_checking
+    finally:
+        leave.set()
+
+
+def test_trouble_of_this_machine_says_nothing_of_a_host(
+    open_upstream: OpenUpstream, start_site: StartSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, host = start_site()
+
+    async def no_descriptors(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("resty_upstream.health.checks.dial", no_descriptors)
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1}))
+    upstream.start_checker()
+    wait_until(lambda: last_result(upstream, "a") == "unknown: EMFILE", "a result", WAIT_S)
+    assert health(upstream, "a") == CLEAN
+
+
+def test_get_pools_tells_of_the_last_check_and_save_pools_takes_it_back(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    _, host = start_site()
+    upstream = open_upstream(pool(host))
+    assert "last_check" not in upstream.get_pools()["p"]["hosts"]["a"]
+    upstream.start_checker()
+    wait_until(lambda: last_result(upstream, "a") == "ok: 200", "a result", WAIT_S)
+    upstream.stop_checker()
+    pools = upstream.get_pools()
+    assert pools["p"]["hosts"]["a"]["last_check"] > 1e9
+    upstream.save_pools(pools)
+    assert upstream.get_pools() == pools
+
+
+# ── whose turn it is ──────────────────────────────────────────────────────────────────────────
+
+
+def test_of_all_that_share_a_store_one_checks_at_a_time(
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site()
+    workers = [open_upstream(pool(host), store) for _ in range(4)]
+    for worker in workers:
+        worker.start_checker()
+    site.wait_for(8)
+    assert site.most_at_once == 1
+    assert len([worker for worker in workers if checker_of(worker).is_checking]) == 1
+
+
+def test_who_stops_hands_over_at_once(store: Store, open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    _site, host = start_site()
+    one, two = [open_upstream(pool(host, healthcheck={"interval": 60}), store) for _ in range(2)]
+    one.start_checker()
+    wait_for_turn(one)
+    checker = checker_of(one)
+    one.stop_checker()
+    assert not checker.is_alive
+    assert holder(one) == ""
+    two.start_checker()
+    wait_for_turn(two)
+
+
+def test_a_checker_that_vanished_is_followed_when_its_lease_is_over(
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    _, host = start_site()
+    upstream = open_upstream(pool(host), store)
+    upstream.open()
+    until = store.now() + 0.4
+    assert store.lease(upstream.id, CHECKER_LEASE, "vanished", 0.4)
+    upstream.start_checker()
+    wait_for_turn(upstream)
+    assert store.now() >= until
+
+
+def test_who_follows_goes_on_with_the_schedule(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    """A host that was checked a moment ago is not checked again at once."""
+    site, host = start_site()
+    store = MemoryStore()
+    one, two = [open_upstream(pool(host, healthcheck={"interval": 3}), store) for _ in range(2)]
+    one.start_checker()
+    wait_until(lambda: last_result(one, "a"), "a result", WAIT_S)
+    one.stop_checker()
+    two.start_checker()
+    wait_for_turn(two)
+    (last,) = read_results(store, two.id).values()
+    wait_until(lambda: checker_of(two)._schedule, "a plan", WAIT_S)
+    assert checker_of(two)._schedule[0][0] >= last.began + 2.7
+    assert site.hits == 1
+
+
+def test_who_lost_the_lease_commits_nothing(
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1, "read_timeout": "60s"}), store)
+    upstream.start_checker()
+    wait_until(lambda: last_result(upstream, "a") == "ok: 200", "a result", WAIT_S)
+    site.answer = status(503)
+    site.goes_on.clear()
+    site.wait_for(1)
+    checker = checker_of(upstream)
+    store.release(upstream.id, CHECKER_LEASE, checker._owner)
+    assert store.lease(upstream.id, CHECKER_LEASE, "another", 600)
+    wait_until(lambda: not checker.is_checking, "it notices", WAIT_S)
+    before = read_results(store, upstream.id)
+    site.goes_on.set()
+    wait_until(lambda: not (checker._tasks or checker._done or checker._flushing), "all is dropped", WAIT_S)
+    assert health(upstream, "a") == CLEAN
     assert upstream.history() == []
+    assert read_results(store, upstream.id) == before
 
 
-def test_the_last_check_is_shown_with_its_time_and_can_be_saved_again(start: Start, start_peer: StartPeer) -> None:
-    upstream = start(pools(a=start_peer(Checked()).options))
-    wait_until(lambda: "last_check" in host(upstream), "a was checked")
-    assert abs(host(upstream)["last_check"] - time.time()) < 60
-    upstream.save_pools(upstream.get_pools())
-    assert host(upstream)["up"]
-
-
-# ── one of all ────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """Makes stores that share their content, one for each process as it were."""
-    shared = MemoryStore()
-    with contextlib.ExitStack() as stack:
-
-        def make() -> Any:
-            if request.param == "memory":
-                return shared
-            store = SqliteStore(tmp_path / "private" / "upstreams.db")
-            stack.callback(store.close)
-            return store
-
-        yield make
-
-
-def test_of_several_one_checks_and_when_it_ends_another_goes_on_at_once(
-    start: Start, start_peer: StartPeer, make_store: Callable[[], Any]
+def test_a_commit_looks_whose_turn_it_is_and_not_when_it_last_was_its_own(
+    open_upstream: OpenUpstream, start_site: StartSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = Checked()
-    declared = pools(a=start_peer(served).options)
-    workers = [start(declared, store=make_store()) for _ in range(3)]
-    wait_for_checks(served, 5)
-    leaders = [worker for worker in workers if worker.replica.checker and worker.replica.checker.is_checking]
-    assert len(leaders) == 1
-    leaders[0].stop_checker()
-    wait_for_checks(served, 5)
-    leaders = [worker for worker in workers if worker.replica.checker and worker.replica.checker.is_checking]
-    assert len(leaders) == 1
-    assert served.most_at_once == 1
+    """As when a process was stopped between the end of a check and the commit."""
+    monkeypatch.setattr(runner, "_SHORTEST_LEASE_S", 600.0)
+    monkeypatch.setattr(runner, "_LONGEST_LEASE_S", 600.0)
+    site, host = start_site(status(503))
+    site.goes_on.clear()
+    store = MemoryStore()
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1, "read_timeout": "60s"}), store)
+    upstream.start_checker()
+    site.wait_for(1)
+    checker = checker_of(upstream)
+    store.release(upstream.id, CHECKER_LEASE, checker._owner)
+    assert store.lease(upstream.id, CHECKER_LEASE, "another", 600)
+    assert checker.is_checking, "it does not know yet"
+    site.goes_on.set()
+    site.wait_for(2)
+    assert health(upstream, "a") == CLEAN
+    assert read_results(store, upstream.id) == {}
 
 
 def test_web_workers_leave_it_to_a_process_that_is_there_for_it(
-    start: Start, start_peer: StartPeer, make_store: Callable[[], Any]
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
 ) -> None:
-    served = Checked()
-    declared = pools(a=start_peer(served).options)
-    worker, process = start(declared, store=make_store()), start(declared, store=make_store(), checking=False)
-    wait_for_checks(served)
-    process.start_checker(dedicated=True)
-    wait_until(lambda: process.replica.checker and process.replica.checker.is_checking, "the process checks")
-    wait_for_checks(served, 5)
-    assert not worker.replica.checker.is_checking  # type: ignore[union-attr]
-    process.stop_checker()
-    wait_until(lambda: worker.replica.checker and worker.replica.checker.is_checking, "the worker checks again")
-    assert served.most_at_once == 1
+    site, host = start_site()
+    web, dedicated = [open_upstream(pool(host), store) for _ in range(2)]
+    web.start_checker()
+    wait_for_turn(web)
+    dedicated.start_checker(dedicated=True)
+    wait_for_turn(dedicated)
+    site.wait_for(5)
+    assert checker_of(dedicated).is_checking
+    assert not checker_of(web).is_checking
+    assert site.most_at_once == 1
+    dedicated.stop_checker()
+    assert store.holder(web.id, PROCESS_LEASE) == ""
+    wait_for_turn(web)
 
 
-def test_who_lost_the_lease_commits_nothing(start: Start, start_peer: StartPeer) -> None:
-    """As a process that was stopped in the middle of a check, and goes on."""
-    served = Checked(500)
-    served.hold = threading.Event()
-    upstream = start(pools({**OFTEN, "fall": 1}, a=start_peer(served).options))
-    wait_until(lambda: served.count == 1, "a check is under way")
-    checker = upstream.replica.checker
-    assert checker is not None
-    store = upstream.store
-    store.release(upstream.id, CHECKER_LEASE, checker._owner)
-    assert store.lease(upstream.id, CHECKER_LEASE, "another", 600)
-    served.hold.set()
-    wait_until(lambda: not checker.is_checking, "it noticed")
-    assert host(upstream)["up"]
-    assert host(upstream)["failcount"] == 0
-    before = served.count
-    threading.Event().wait(0.5)
-    assert served.count == before
-
-
-def test_a_host_that_answers_late_is_not_checked_twice_and_delays_nobody(
-    start: Start, start_peer: StartPeer
+def test_of_two_processes_that_are_there_for_it_one_stands_by(
+    open_upstream: OpenUpstream, start_site: StartSite
 ) -> None:
-    slow, quick = Checked(), Checked()
-    slow.hold = threading.Event()
-    start(pools({**OFTEN, "read_timeout": 60_000}, a=start_peer(slow).options, b=start_peer(quick).options))
-    wait_until(lambda: slow.count == 1, "a is asked")
-    wait_for_checks(quick, 8)
-    assert slow.count == 1
-    slow.hold.set()
-    wait_for_checks(slow)
-    assert slow.most_at_once == 1
-
-
-# ── changes meanwhile ─────────────────────────────────────────────────────────────────────────
-
-
-def test_changes_of_pools_are_taken_in(start: Start, start_peer: StartPeer) -> None:
-    """A check that is turned on at run time, a host that is added, one that is removed with its results."""
-    first, second = Checked(), Checked()
-    a, b = start_peer(first).options, start_peer(second).options
-    upstream = start({"p": {"hosts": {"a": a}}})
-    threading.Event().wait(0.2)
-    assert first.count == 0
-    upstream.configure(pools(a=a))
-    wait_for_checks(first)
-    UpstreamAPI(upstream).add_host("p", id="b", **b)
-    wait_for_checks(second)
-    wait_until(lambda: "last_check" in host(upstream, "a"), "the result of a is kept")
-    UpstreamAPI(upstream).remove_host("p", "a")
-    namespace = f"{upstream.id}\x1fchecks"
-    wait_until(lambda: "p\x1fa" not in upstream.store.read(namespace).records, "the result of a is forgotten")
-    before = first.count
-    wait_for_checks(second, 4)
-    assert first.count == before
-
-
-def test_a_host_that_is_down_is_checked_at_its_own_interval(start: Start, start_peer: StartPeer) -> None:
-    """From the moment when a request found it to be down."""
-    served = Checked()
-    upstream = start(pools({"interval": 5, "interval_down": 0.1, "rise": 1000}, a=start_peer(served).options))
-    wait_until(lambda: served.count == 1, "the first check")
-    threading.Event().wait(0.3)
-    assert served.count == 1
-    take_down(upstream, "a")
-    wait_for_checks(served, 3)
-
-
-class Broken(MemoryStore):
-    """A store whose transactions fail while it is broken."""
-
-    is_broken = False
-
-    def transact(self, ns: str, fn: Any, *, wait_s: float = 5.0) -> Any:
-        from resty_upstream import StoreUnavailable
-
-        if self.is_broken:
-            raise StoreUnavailable("broken")
-        return super().transact(ns, fn, wait_s=wait_s)
-
-
-def test_what_cannot_be_written_is_written_when_it_can(start: Start, start_peer: StartPeer) -> None:
-    served, store = Checked(), Broken()
-    upstream = start(pools({**OFTEN, "fall": 2}, a=start_peer(served).options), store=store)
-    wait_for_checks(served)
-    store.is_broken = True
-    served.status = 500
-    wait_for_checks(served, 4)
-    assert host(upstream)["up"]
-    store.is_broken = False
-    wait_until(lambda: not host(upstream)["up"], "a is down")
-
-
-def test_who_listens_may_take_his_time(start: Start, start_peer: StartPeer) -> None:
-    """Checks go on while a function that is bound to an event has not returned."""
-    bad, good = Checked(500), Checked()
-    upstream = start(
-        pools({**OFTEN, "fall": 1}, a=start_peer(bad).options, b=start_peer(good).options), checking=False
-    )
-    over = threading.Event()
-    upstream.bind("host_down", lambda _event: over.wait(WAIT_S))
-    upstream.start_checker()
-    try:
-        wait_until(lambda: not host(upstream, "a")["up"], "a is down")
-        wait_for_checks(good, 8)
-    finally:
-        over.set()
-
-
-# ── functions ─────────────────────────────────────────────────────────────────────────────────
-
-called: list[tuple[str, int]] = []
-hold = threading.Event()
-
-
-def note(host: str, port: int, _timeout_s: float) -> None:
-    """A check of an application."""
-    called.append((host, port))
-
-
-def hang(host: str, port: int, _timeout_s: float) -> None:
-    """One that never ends by itself."""
-    called.append((host, port))
-    hold.wait(WAIT_S)
-
-
-def test_a_function_of_the_settings_is_called(start: Start) -> None:
-    called.clear()
-    check = {**OFTEN, "type": "tests.health.test_checker.note"}
-    upstream = start(pools(check, a={"host": "10.0.0.1", "port": 8001}))
-    wait_until(lambda: len(called) > 1, "it is called")
-    assert set(called) == {("10.0.0.1", 8001)}
-    wait_until(lambda: host(upstream).get("last_result") == "ok: passed", "the result is shown")
-
-
-def test_a_function_that_hangs_is_not_called_again_before_it_returns(start: Start) -> None:
-    called.clear()
-    hold.clear()
-    check = {**OFTEN, "type": "tests.health.test_checker.hang", "timeout": 20, "read_timeout": 20, "fall": 3}
-    try:
-        upstream = start(pools(check, a={"host": "10.0.0.1"}))
-        wait_until(lambda: not host(upstream)["up"], "it is found to be down")
-        assert len(called) == 1
-        began = time.monotonic()
-        upstream.stop_checker()
-        assert time.monotonic() - began < 3
-    finally:
-        hold.set()
-
-
-def test_what_only_the_store_names_is_not_even_imported(start: Start, start_peer: StartPeer) -> None:
-    """Whoever may write the store may not have code run."""
+    site, host = start_site()
     store = MemoryStore()
-    Upstream(store).configure(pools({**OFTEN, "type": "tests.health.never_imported.check"}, a={"host": "a.test"}))
-    reader = Upstream(store)
-    reader.open()
-    reader.start_checker()
-    try:
-        wait_until(lambda: "last_result" in host(reader), "it was to be checked")
-        assert host(reader)["last_result"] == "unknown: tests.health.never_imported.check is not called here"
-        assert host(reader)["up"]
-    finally:
-        reader.close()
+    one, two = [open_upstream(pool(host), store) for _ in range(2)]
+    one.start_checker(dedicated=True)
+    wait_for_turn(one)
+    two.start_checker(dedicated=True)
+    site.wait_for(5)
+    assert not checker_of(two).is_checking
+    one.stop_checker()
+    wait_for_turn(two)
 
 
-# ── beginning and ending ──────────────────────────────────────────────────────────────────────
+# ── changes at run time ───────────────────────────────────────────────────────────────────────
 
 
-def serve(upstream: Upstream) -> None:
-    """A web request that uses the upstream."""
-    upstreams = RequestUpstreams(Upstreams(upstream))
-    upstreams["default"].get_pools()
-    upstreams.post_process()
-
-
-def test_web_workers_begin_at_their_first_request_and_only_where_there_is_something_to_check(
-    start: Start,
+def test_hosts_that_come_and_go_are_taken_in(
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
 ) -> None:
-    upstream = start(pools(a={"host": "127.0.0.1", "port": 1}), checking=False)
+    """Results of those that went are forgotten."""
+    (site, host), (other, new) = start_site(), start_site()
+    upstream, elsewhere = open_upstream(pool(host), store), open_upstream(None, store)
+    upstream.start_checker()
+    site.wait_for(1)
+    api = UpstreamAPI(elsewhere)
+    api.add_host("p", id="b", **new)
+    other.wait_for(2)
+    wait_until(lambda: record_key("p", "b") in read_results(store, upstream.id), "its result", WAIT_S)
+    api.remove_host("p", "b")
+    wait_until(lambda: [*read_results(store, upstream.id)] == [record_key("p", "a")], "it is forgotten", WAIT_S)
+    wait_until(lambda: not other.at_once, "the last check of it", WAIT_S)
+    hits = other.hits
+    site.wait_for(4)
+    assert other.hits == hits
+    assert [*read_results(store, upstream.id)] == [record_key("p", "a")]
+
+
+def test_the_result_of_a_check_that_ends_after_its_host_was_removed_is_not_kept(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    (site, host), (other, new) = start_site(), start_site()
+    other.goes_on.clear()
+    upstream = open_upstream(pool(host, new))
+    upstream.start_checker()
+    other.wait_for(1)
+    UpstreamAPI(upstream).remove_host("p", "b")
+    checker = checker_of(upstream)
+    wait_until(lambda: record_key("p", "b") not in checker._duties, "it is noticed", WAIT_S)
+    other.goes_on.set()
+    wait_until(lambda: not other.at_once, "its last check", WAIT_S)
+    site.wait_for(8)
+    assert [*read_results(upstream.store, upstream.id)] == [record_key("p", "a")]
+
+
+def test_results_of_hosts_that_were_removed_while_nobody_checked_are_forgotten(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    (_, host), (_, other) = start_site(), start_site()
+    upstream = open_upstream(pool(host, other))
+    upstream.start_checker()
+    wait_until(lambda: len(read_results(upstream.store, upstream.id)) == 2, "the results", WAIT_S)
+    upstream.stop_checker()
+    UpstreamAPI(upstream).remove_host("p", "b")
+    upstream.start_checker()
+    wait_until(lambda: len(read_results(upstream.store, upstream.id)) == 1, "it is forgotten", WAIT_S)
+
+
+def test_a_check_that_is_changed_is_taken_in(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool(host))
+    upstream.start_checker()
+    site.wait_for(2)
+    upstream.configure(pool(host, healthcheck={**OFTEN, "path": "/new"}))
+    wait_until(lambda: site.paths[-1] == "/new", "the new path", WAIT_S)
+    site.wait_for(2)
+    assert site.paths == sorted(site.paths), "none of the old kind after one of the new"
+
+
+def test_the_result_of_a_check_that_was_changed_meanwhile_says_nothing(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    (site, host), (_, other) = start_site(status(503)), start_site()
+    site.goes_on.clear()
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1, "read_timeout": "60s"}))
+    upstream.start_checker()
+    site.wait_for(1)
+    upstream.configure(pool(other, healthcheck={**OFTEN, "fall": 1, "read_timeout": "60s"}))
+    duty = checker_of(upstream)._duties[record_key("p", "a")]
+    wait_until(lambda: duty.host.port == other["port"], "the new address", WAIT_S)
+    site.goes_on.set()
+    wait_until(lambda: last_result(upstream, "a"), "a result", WAIT_S)
+    assert last_result(upstream, "a") == "ok: 200"
+    assert upstream.history() == []
+
+
+def test_where_checks_are_turned_off_nobody_checks(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool(host))
+    upstream.start_checker()
+    site.wait_for(1)
+    upstream.configure(pool(host, healthcheck=False))
+    wait_until(lambda: holder(upstream) == "", "nobody", WAIT_S)
+    wait_until(lambda: not checker_of(upstream)._tasks, "the last check", WAIT_S)
+    assert "last_check" not in upstream.get_pools()["p"]["hosts"]["a"]
+    upstream.configure(pool(host))
+    site.wait_for(2)
+
+
+# ── a store that fails ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("gone"), StoreBusy("held")], ids=["gone", "busy"])
+def test_what_was_found_while_the_store_failed_is_written_when_it_works_again(
+    open_upstream: OpenUpstream, start_site: StartSite, error: StoreError
+) -> None:
+    site, host = start_site()
+    store = WatchedStore()
+    upstream = open_upstream(pool(host, healthcheck={**OFTEN, "fall": 1}), store)
+    upstream.start_checker()
+    site.wait_for(1)
+    store.error = error
+    site.answer = status(503)
+    site.wait_for(2)
+    store.error = None
+    wait_until(lambda: not is_up(upstream), "the host goes down", WAIT_S)
+    site.answer = status(200)
+    wait_until(lambda: is_up(upstream), "the host comes back", WAIT_S)
+
+
+def test_a_check_counts_once_though_its_result_could_not_be_written(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site(status(503))
+    store = WatchedStore()
+    results = namespace("default")
+    store.failing, store.error = {results}, StoreBusy("held")
+    upstream = open_upstream(pool(host, healthcheck={"interval": 1, "fall": 3}), store)
+    upstream.start_checker()
+    site.wait_for(1)
+    wait_until(lambda: store.transactions[results] >= 3, "three tries to write it", WAIT_S)
+    assert health(upstream, "a")["failcount"] == site.hits
+    store.error = None
+    wait_until(lambda: last_result(upstream, "a") == "failed: status 503", "the result", WAIT_S)
+
+
+# ── what requests leave to the checker ────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def failed(clock: FakeClock) -> Upstream:
+    """An upstream whose host ``a``, which has a check, failed and may be probed."""
+    upstream = open_on_a_clock({"p": {"healthcheck": OFTEN, "hosts": hosts("a", "b")}}, clock)
+    take_down(upstream, "a")
+    clock.advance(20)
+    return upstream
+
+
+def test_while_somebody_checks_requests_do_not_probe(failed: Upstream, clock: FakeClock) -> None:
+    failed.store.lease(failed.id, CHECKER_LEASE, "somebody", 30)
+    for _ in range(10):
+        assert visit(failed) == ["b"]
+        clock.advance(2)
+    assert not is_up(failed)
+
+
+def test_while_nobody_checks_requests_probe(failed: Upstream, clock: FakeClock) -> None:
+    failed.store.lease(failed.id, CHECKER_LEASE, "somebody", 30)
+    assert visit(failed) == ["b"]
+    clock.advance(31)
+    assert "a" in [visit(failed)[0] for _ in range(4)]
+    assert is_up(failed)
+
+
+def test_while_somebody_checks_requests_probe_hosts_without_a_check(clock: FakeClock) -> None:
+    table = hosts("a", "b")
+    table["a"]["healthcheck"] = False
+    upstream = open_on_a_clock({"p": {"healthcheck": OFTEN, "hosts": table}}, clock)
+    take_down(upstream, "a")
+    clock.advance(20)
+    upstream.store.lease(upstream.id, CHECKER_LEASE, "somebody", 30)
+    assert "a" in [visit(upstream)[0] for _ in range(4)]
+
+
+def test_revive_hosts_leaves_checked_hosts_to_who_checks_them(failed: Upstream, clock: FakeClock) -> None:
+    failed.store.lease(failed.id, CHECKER_LEASE, "somebody", 30)
+    failed.revive_hosts()
+    assert not is_up(failed)
+    clock.advance(31)
+    failed.revive_hosts()
+    assert is_up(failed)
+
+
+# ── when it begins and ends ───────────────────────────────────────────────────────────────────
+
+
+def serve_request(upstream: Upstream) -> None:
+    """What a framework plugin does for a request that asks for nothing."""
+    RequestUpstreams({"default": upstream}, default=upstream).post_process()
+
+
+def test_it_begins_with_the_first_request_and_not_before(
+    open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool(host))
+    upstream.open()
+    upstream.configure(pool(host))
+    upstream.get_pools()
+    with upstream.context():
+        visit(upstream)
     assert upstream.replica.checker is None
-    serve(upstream)
-    checker = upstream.replica.checker
-    assert checker is not None
-    serve(upstream)
-    assert upstream.replica.checker is checker
-    plain = start({"p": {"hosts": {"a": {"host": "a.test"}}}}, checking=False)
-    serve(plain)
-    assert plain.replica.checker is None
+    serve_request(upstream)
+    checker = checker_of(upstream)
+    assert checker.is_alive
+    site.wait_for(1)
+    serve_request(upstream)
+    upstream.start_checker()
+    assert checker_of(upstream) is checker
 
 
-def test_closing_an_upstream_ends_its_checker(start: Start) -> None:
-    upstream = start(pools(a={"host": "127.0.0.1", "port": 1}))
-    checker = upstream.replica.checker
-    assert checker is not None
-    wait_until(lambda: checker.is_checking, "it checks")
+def test_many_first_requests_at_once_begin_one(open_upstream: OpenUpstream, start_site: StartSite) -> None:
+    _, host = start_site()
+    upstream = open_upstream(pool(host))
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=lambda: [barrier.wait(), serve_request(upstream)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert len([each for each in threading.enumerate() if each.name == "resty_upstream checker"]) == 1
+
+
+def test_where_no_host_has_a_check_nothing_begins(open_upstream: OpenUpstream) -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a")}, "q": {"healthcheck": True}})
+    serve_request(upstream)
+    assert upstream.replica.checker is None
+
+
+def test_a_check_that_another_process_added_begins_with_the_next_request(open_upstream: OpenUpstream) -> None:
+    store = MemoryStore()
+    upstream, other = open_upstream({"p": {"hosts": hosts("a")}}, store), open_upstream(None, store)
+    visit(upstream)
+    other.save_pools({"p": {"healthcheck": {"interval": 3600}, "hosts": hosts("a")}})
+    visit(upstream)
+    serve_request(upstream)
+    assert checker_of(upstream).is_alive
+
+
+def test_close_ends_it_and_writes_what_it_found(
+    store: Store, open_upstream: OpenUpstream, start_site: StartSite
+) -> None:
+    site, host = start_site()
+    upstream = open_upstream(pool(host), store)
+    upstream.start_checker()
+    site.wait_for(2)
+    wait_for_turn(upstream)
+    checker = checker_of(upstream)
+    wait_until(lambda: checker._done, "something to write", WAIT_S)
     upstream.close()
     assert not checker.is_alive
-    assert not upstream.store.holder(upstream.id, CHECKER_LEASE)
+    assert upstream.replica.checker is None
+    assert holder(upstream) == ""
+    assert last_result(upstream, "a") == "ok: 200"
+    hits = site.hits
+    checker.stop()
+    assert site.hits == hits
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_child_of_a_fork_has_no_checker_until_it_serves(start: Start, start_peer: StartPeer) -> None:
-    served = Checked()
-    upstream = start(pools(a=start_peer(served).options))
-    wait_for_checks(served)
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.write(write, b"none" if upstream.replica.checker is None else b"one")
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(read, 10) == b"none"
-    os.close(read)
-    os.close(write)
-    wait_for_checks(served)
-
-
-def test_a_request_that_fails_counts_beside_checks(start: Start, start_peer: StartPeer) -> None:
-    """Passive failures take a host down that passes its checks."""
-    served = Checked()
-    upstream = start(
-        pools({"interval": 60}, a=start_peer(served).options, b={"host": "b.test", "healthcheck": False})
-    )
-    wait_until(lambda: served.count == 1, "the first check")
-    for _ in range(6):
-        visit(upstream, {"a": refused})
-    assert not host(upstream)["up"]
+def test_a_child_of_a_fork_has_none_until_it_serves(tmp_path: Path, start_site: StartSite) -> None:
+    _, host = start_site()
+    with Worker(str(tmp_path / "private" / "upstreams.db")) as worker:
+        worker.run(
+            "from resty_upstream.context import RequestUpstreams\n"
+            f"upstream = Upstream(SqliteStore(path), pools={pool(host)!r})\n"
+            "upstream.start_checker()\n"
+            "def look():\n"
+            "    before = upstream.replica.checker is None\n"
+            "    upstream.stop_checker()\n"
+            "    RequestUpstreams({'default': upstream}, default=upstream).post_process()\n"
+            "    alive = upstream.replica.checker.is_alive\n"
+            "    upstream.close()\n"
+            "    return before, alive\n"
+        )
+        assert worker.run("child(look).result()") == [True, True]
+        assert worker.run("child(look, fork_without_hooks).result()")[1] is True
+        assert worker.run("upstream.replica.checker.is_alive")
+        worker.run("upstream.close()")
