@@ -45,7 +45,8 @@ class UpstreamAPI:
         """Add a pool without hosts.
 
         :param options: ``method``, ``timeout`` (milliseconds), ``priority``, ``max_fails``, ``failed_timeout`` and
-            ``failed_timeout_max`` (seconds), ``up``.
+            ``failed_timeout_max`` (seconds), ``up``, ``healthcheck`` (true or a mapping), ``slow_start``
+            (seconds), and all others of a pool.
         :raises PoolExists: when there is one of that id.
         """
         pool_id = identifier(id, "the id of a pool")
@@ -120,7 +121,7 @@ class UpstreamAPI:
         :param host: a name, an IP address, or ``unix:/absolute/path``.
         :param weight: its share of the pool's traffic.
         :param id: the count of hosts + 1 if not given, or the next number that is free.
-        :param options: ``up``, ``failcount``, ``lastfail``.
+        :param options: ``healthcheck`` (true, false or a mapping), ``up``, ``failcount``, ``lastfail``.
         :returns: the id.
         :raises HostExists: when the pool has a host of that id.
         """
