@@ -177,11 +177,15 @@ class Checker:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(self._work())
-        except Exception:
-            _log.exception("the checker of upstream %s ended", self._id)
+        while not self._stop.is_set():
+            try:
+                with asyncio.Runner() as runner:
+                    runner.run(self._work())
+            except Exception:
+                _log.exception("the checker of upstream %s failed, and begins anew", self._id)
+                self._snapshot, self._duties, self._tasks, self._flushing = None, {}, set(), None
+                self._lease_until = float("-inf")
+                self._stop.wait(_LOOK_AGAIN_S)
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -725,3 +725,27 @@ def test_a_child_of_a_fork_has_none_until_it_serves(tmp_path: Path, start_site: 
         assert worker.run("child(look, fork_without_hooks).result()")[1] is True
         assert worker.run("upstream.replica.checker.is_alive")
         worker.run("upstream.close()")
+
+
+def test_a_checker_that_fails_of_itself_begins_anew(
+    open_upstream: OpenUpstream,
+    start_site: StartSite,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever the fault is: hosts are not left unchecked for the life of the process."""
+    site, host = start_site()
+    failures = iter([ZeroDivisionError])
+    begin = runner.Checker._begin_due
+
+    def begin_or_fail(checker: runner.Checker) -> None:
+        for failure in failures:
+            raise failure
+        begin(checker)
+
+    monkeypatch.setattr(runner.Checker, "_begin_due", begin_or_fail)
+    open_upstream(pool(host)).start_checker()
+    site.wait_for(2)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
+        "the checker of upstream default failed, and begins anew"
+    ]
