@@ -333,7 +333,7 @@ def test_of_all_that_share_a_store_one_checks_at_a_time(
 
 
 def test_who_stops_hands_over_at_once(store: Store, open_upstream: OpenUpstream, start_site: StartSite) -> None:
-    site, host = start_site()
+    _, host = start_site()
     one, two = [open_upstream(pool(host, healthcheck={"interval": 60}), store) for _ in range(2)]
     one.start_checker()
     wait_for_turn(one)
