@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from resty_upstream import Upstream
 from resty_upstream.errors import StoreBusy
-from resty_upstream.stores import Changes, Document, Store, View
+from resty_upstream.stores import LOG_ENTRIES, Changes, Document, Store, View
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.stores.sqlite import SqliteStore
 from resty_upstream.testing import FakeClock
@@ -420,6 +420,126 @@ def test_of_threads_that_ask_together_one_gets_the_lease(store: Store) -> None:
     assert sorted(got) == [False] * 7 + [True]
 
 
+def test_the_holder_of_a_lease_is_its_owner_until_it_is_over_or_given_back(store: Store, clock: FakeClock) -> None:
+    assert store.holder("a", "probe") == ""
+    store.lease("a", "probe", "one", 10)
+    assert store.holder("a", "probe") == "one"
+    assert (store.holder("a", "other"), store.holder("b", "probe")) == ("", "")
+    assert not store.lease("a", "probe", "two", 10)
+    assert store.holder("a", "probe") == "one"
+    clock.advance(9.9)
+    assert store.holder("a", "probe") == "one"
+    clock.advance(0.1)
+    assert store.holder("a", "probe") == ""
+    store.lease("a", "probe", "two", 10)
+    assert store.holder("a", "probe") == "two"
+    store.release("a", "probe", "two")
+    assert store.holder("a", "probe") == ""
+
+
+def test_a_transaction_sees_who_has_a_lease_as_of_now(store: Store, clock: FakeClock) -> None:
+    def holders(view: View) -> list[str]:
+        return [view.holder("probe"), view.holder("never taken")]
+
+    assert store.transact("a", holders) == ["", ""]
+    store.lease("a", "probe", "one", 10)
+    store.lease("b", "never taken", "two", 10)
+    assert store.transact("a", holders) == ["one", ""]
+    clock.advance(10)
+    assert store.transact("a", holders) == ["", ""]
+    store.lease("a", "probe", "two", 10)
+    assert store.transact("a", holders) == ["two", ""]
+    store.release("a", "probe", "two")
+    assert store.transact("a", holders) == ["", ""]
+
+
+# ── the log ───────────────────────────────────────────────────────────────────────────────────
+
+
+def logging(*entries: bytes) -> Callable[[View], None]:
+    """A transaction that adds to the log and does nothing else."""
+
+    def work(view: View) -> None:
+        for entry in entries:
+            view.log(entry)
+
+    return work
+
+
+def test_the_log_of_a_namespace_that_was_never_written_is_empty(store: Store) -> None:
+    assert store.history("a") == []
+
+
+def test_entries_come_back_in_order_the_newest_at_the_end(store: Store) -> None:
+    store.transact("a", logging(b"1", b"2"))
+    store.transact("a", logging(b"3"))
+    store.transact("a", logging())
+    store.transact("a", logging(b"", b"\x00\xff"))
+    assert store.history("a") == [b"1", b"2", b"3", b"", b"\x00\xff"]
+
+
+@pytest.mark.parametrize(("limit", "found"), [(1, 1), (2, 2), (3, 3), (4, 3), (10**9, 3), (0, 0), (-1, 0)])
+def test_as_many_of_the_last_entries_are_read_as_asked_for(store: Store, limit: int, found: int) -> None:
+    store.transact("a", logging(b"1", b"2", b"3"))
+    assert store.history("a", limit) == [b"1", b"2", b"3"][3 - found :]
+
+
+def test_the_last_entries_of_each_namespace_are_kept_however_much_others_log(store: Store) -> None:
+    store.transact("b", logging(b"first of b"))
+    store.transact("a", logging(*(b"%d" % n for n in range(LOG_ENTRIES - 1))))
+    assert len(store.history("a")) == LOG_ENTRIES - 1
+    store.transact("a", logging(b"one more"))
+    assert store.history("a")[0] == b"0"
+    store.transact("a", logging(b"two more"))
+    assert store.history("a") == [*(b"%d" % n for n in range(1, LOG_ENTRIES - 1)), b"one more", b"two more"]
+    store.transact("a", logging(*(b"%d" % n for n in range(2 * LOG_ENTRIES))))
+    assert store.history("a") == [b"%d" % n for n in range(LOG_ENTRIES, 2 * LOG_ENTRIES)]
+    assert store.history("b") == [b"first of b"]
+
+
+@pytest.mark.parametrize("error", [Oops, KeyboardInterrupt])
+def test_the_entries_of_a_transaction_that_raised_are_not_there(store: Store, error: type[BaseException]) -> None:
+    store.transact("a", logging(b"1"))
+
+    def work(view: View) -> None:
+        view.log(b"never")
+        view.touch()
+        raise error
+
+    with pytest.raises(error):
+        store.transact("a", work)
+    store.transact("a", logging(b"2"))
+    assert store.history("a") == [b"1", b"2"]
+
+
+def test_entries_alone_change_neither_routing_nor_records(store: Store) -> None:
+    store.transact("a", putting(x=b"1"))
+    before, version, mark = store.read("a"), store.version("a"), store.changes("a").mark
+    store.transact("a", logging(b"1"))
+    assert (store.read("a"), store.version("a")) == (before, version)
+    assert not store.changes("a", mark).is_all
+
+
+def test_entries_survive_that_records_are_deleted_and_the_store_is_closed(store: Store) -> None:
+    store.transact("a", lambda view: [view.put("x", b"1"), view.log(b"1")])
+    store.transact("a", lambda view: view.delete("x"))
+    store.close()
+    assert store.history("a") == [b"1"]
+
+
+def test_no_entry_of_any_thread_is_lost_and_each_thread_finds_its_own_in_order(store: Store) -> None:
+    def work(number: int) -> None:
+        for n in range(40):
+            store.transact("a", logging(b"%d %d" % (number, n)), wait_s=WAIT_S)
+
+    in_threads(6, work)
+    entries = store.history("a")
+    for number in range(6):
+        own = [entry for entry in entries if entry.startswith(b"%d " % number)]
+        assert own == [b"%d %d" % (number, n) for n in range(40)]
+    assert len(entries) == 240
+
+
 # ── the rest of the protocol ──────────────────────────────────────────────────────────────────
 
 
@@ -512,6 +632,33 @@ def test_who_waits_too_long_for_another_thread_is_told_so(store: Store) -> None:
     assert store.read("a").records == {"x": b"1"}
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.lease("a", "probe", "one", 10, wait_s=0),
+        lambda store: store.lease("a", "probe", "one", 10, wait_s=0.02),
+        lambda store: store.holder("a", "probe", wait_s=0),
+        lambda store: store.changes("a", wait_s=0),
+    ],
+    ids=["lease", "lease, a moment", "holder", "changes"],
+)
+def test_who_may_not_wait_for_another_thread_is_told_so_and_gets_nothing(
+    store: Store, call: Callable[[Store], object]
+) -> None:
+    inside, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=store.transact, args=["a", lambda _view: [inside.set(), leave.wait(WAIT_S)]])
+    thread.start()
+    try:
+        assert inside.wait(WAIT_S)
+        with pytest.raises(StoreBusy):
+            call(store)
+    finally:
+        leave.set()
+        thread.join(WAIT_S)
+    assert store.holder("a", "probe") == ""
+    assert store.lease("a", "probe", "two", 10, wait_s=0)
+
+
 def test_who_waits_long_enough_for_another_thread_gets_its_turn(store: Store) -> None:
     inside, leave, done = threading.Event(), threading.Event(), threading.Event()
 
@@ -545,6 +692,7 @@ steps = st.lists(
         st.tuples(st.just("delete"), st.sampled_from("xyz"), st.just(b"")),
         st.tuples(st.just("config"), st.just(""), st.binary(min_size=1, max_size=5)),
         st.tuples(st.just("touch"), st.just(""), st.just(b"")),
+        st.tuples(st.just("log"), st.just(""), st.binary(max_size=5)),
     ),
     max_size=6,
 )
@@ -564,6 +712,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.records: dict[str, dict[str, bytes]] = {ns: {} for ns in NAMESPACES}
         self.generations = dict.fromkeys(NAMESPACES, 0)
         self.leases: dict[str, tuple[str, float]] = {}
+        self.logs: dict[str, list[bytes]] = {ns: [] for ns in NAMESPACES}
         self.known: dict[str, tuple[object, bytes, dict[str, bytes]]] = {ns: (None, b"", {}) for ns in NAMESPACES}
 
     def teardown(self) -> None:
@@ -574,6 +723,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(ns=st.sampled_from(NAMESPACES), steps=steps, fails=st.booleans())
     def transact(self, ns: str, steps: list[tuple[str, str, bytes]], fails: bool) -> None:
         config, records, touched = self.configs[ns], dict(self.records[ns]), False
+        log = list(self.logs[ns])
 
         def work(view: View) -> None:
             nonlocal config, touched
@@ -587,6 +737,9 @@ class StoreMachine(RuleBasedStateMachine):
                 elif step == "config":
                     view.config = config = data
                     touched = True
+                elif step == "log":
+                    view.log(data)
+                    log.append(data)
                 else:
                     view.touch()
                     touched = True
@@ -604,7 +757,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.store.transact(ns, work)
         assert (self.store.version(ns) != version) == touched
-        self.configs[ns], self.records[ns] = config, records
+        self.configs[ns], self.records[ns], self.logs[ns] = config, records, log
         if touched:
             generation = self.store.read(ns).generation
             assert generation > self.generations[ns]
@@ -624,6 +777,18 @@ class StoreMachine(RuleBasedStateMachine):
         config = config if changes.config is None else changes.config
         self.known[ns] = changes.mark, config, {**records, **changes.records}
         assert self.known[ns][1:] == (self.configs[ns], self.records[ns])
+
+    @rule(ns=st.sampled_from(NAMESPACES), limit=st.integers(0, 5))
+    def history(self, ns: str, limit: int) -> None:
+        assert self.store.history(ns) == self.logs[ns]
+        assert self.store.history(ns, limit) == self.logs[ns][max(0, len(self.logs[ns]) - limit) :]
+
+    @rule(ns=st.sampled_from(NAMESPACES))
+    def holder(self, ns: str) -> None:
+        owner, until = self.leases.get("probe", ("", 0.0)) if ns == "one" else ("", 0.0)
+        expected = owner if self.clock() < until else ""
+        assert self.store.holder(ns, "probe") == expected
+        assert self.store.transact(ns, lambda view: view.holder("probe")) == expected
 
     @rule(owner=st.sampled_from(OWNERS), ttl_s=st.integers(1, 5))
     def lease(self, owner: str, ttl_s: int) -> None:
@@ -652,75 +817,3 @@ class StoreMachine(RuleBasedStateMachine):
 def test_a_store_does_what_a_dict_would(name: str) -> None:
     machine = type("Machine", (StoreMachine,), {"make_store": staticmethod(STORES[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25))
-
-
-# ── the log ───────────────────────────────────────────────────────────────────────────────────
-
-
-def logging_entries(*entries: bytes) -> Callable[[View], None]:
-    """A transaction that logs these."""
-
-    def work(view: View) -> None:
-        for entry in entries:
-            view.log(entry)
-
-    return work
-
-
-def test_the_log_keeps_entries_in_order_the_newest_at_the_end(store: Store) -> None:
-    assert store.history("a") == []
-    store.transact("a", logging_entries(b"1", b"2"))
-    store.transact("b", logging_entries(b"other"))
-    store.transact("a", logging_entries(b"3"))
-    assert store.history("a") == [b"1", b"2", b"3"]
-    assert store.history("a", 2) == [b"2", b"3"]
-    assert store.history("a", 0) == []
-
-
-def test_the_log_of_a_namespace_keeps_the_last_thousand_and_those_of_others_all(store: Store) -> None:
-    store.transact("b", logging_entries(b"other"))
-    for number in range(12):
-        store.transact("a", logging_entries(*(b"%d" % (100 * number + each) for each in range(100))))
-    assert store.history("a") == [b"%d" % number for number in range(200, 1200)]
-    assert store.history("b") == [b"other"]
-
-
-def test_what_a_transaction_logged_that_raised_is_not_there(store: Store) -> None:
-    def work(view: View) -> None:
-        view.log(b"never")
-        raise Oops
-
-    with pytest.raises(Oops):
-        store.transact("a", work)
-    assert store.history("a") == []
-
-
-def test_an_entry_alone_rings_no_bell(store: Store) -> None:
-    store.transact("a", touch)
-    before = store.version("a")
-    store.transact("a", logging_entries(b"1"))
-    assert store.version("a") == before
-
-
-# ── who has a lease ───────────────────────────────────────────────────────────────────────────
-
-
-def test_the_holder_of_a_lease_is_known_until_it_ends(store: Store, clock: FakeClock) -> None:
-    assert store.holder("a", "x") == ""
-    store.lease("a", "x", "me", 10)
-    assert (store.holder("a", "x"), store.holder("a", "y"), store.holder("b", "x")) == ("me", "", "")
-    clock.advance(10)
-    assert store.holder("a", "x") == ""
-    store.lease("a", "x", "you", 10)
-    store.release("a", "x", "me")
-    assert store.holder("a", "x") == "you"
-    store.release("a", "x", "you")
-    assert store.holder("a", "x") == ""
-
-
-def test_a_transaction_sees_who_has_a_lease(store: Store, clock: FakeClock) -> None:
-    """So that what a holder commits that lost it meanwhile can be refused."""
-    store.lease("a", "x", "me", 10)
-    assert store.transact("a", lambda view: view.holder("x")) == "me"
-    clock.advance(11)
-    assert store.transact("a", lambda view: view.holder("x")) == ""

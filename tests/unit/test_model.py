@@ -17,15 +17,24 @@ from resty_upstream import Host, InvalidConfig, Pool, StoreFormatError
 from resty_upstream.model import (
     Config,
     GivenHealth,
+    HealthCheck,
+    OutlierDetection,
     Pools,
+    Sticky,
+    changed_options,
     decode_config,
+    differences,
     encode_config,
+    flat_options,
     host_from_options,
     identifier,
+    merge,
     parse_duration_s,
+    plain_options,
     pool_from_options,
     pools_from_dicts,
     pools_to_dicts,
+    unit_of,
 )
 from tests.unit import strategies
 
@@ -246,6 +255,316 @@ def test_an_id_becomes_text(given: object, text: str) -> None:
 def test_what_cannot_be_an_id_is_refused(given: object) -> None:
     with pytest.raises(InvalidConfig, match=r"^the id must be 1 to 200 characters"):
         identifier(given, "the id")
+
+
+# ── tables of options ─────────────────────────────────────────────────────────────────────────
+
+TABLES = {"healthcheck": HealthCheck, "sticky": Sticky, "outlier_detection": OutlierDetection}
+
+
+def check(**options: Any) -> HealthCheck:
+    made = pool_from_options("p", {"healthcheck": options}).healthcheck
+    assert made is not None
+    return made
+
+
+def refusal(**options: Any) -> str:
+    """The only problem with a pool of these options."""
+    with pytest.raises(InvalidConfig) as caught:
+        pool_from_options("p", options)
+    (problem,) = caught.value.problems
+    return problem
+
+
+def only(given: Any) -> Pool:
+    (pool,) = pools_from_dicts({"p": given}).pools
+    return pool
+
+
+@pytest.mark.parametrize(("name", "kind"), TABLES.items())
+def test_true_and_an_empty_table_are_the_defaults_and_false_and_none_are_none(name: str, kind: type) -> None:
+    for value, made in ((True, kind()), ({}, kind()), (False, None), (None, None)):
+        assert getattr(pool_from_options("p", {name: value}), name) == made
+    assert getattr(pool_from_options("p", {}), name) is None
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("given", [1, 0, "true", "http", [], [("path", "/")], 1.5])
+def test_what_is_no_table_is_refused(name: str, given: object) -> None:
+    assert refusal(**{name: given}).startswith(
+        f"pools.p.{name} must be true, false, or a mapping of options, not "
+    )
+
+
+def test_a_check_has_the_defaults_that_are_documented() -> None:
+    made = check()
+    assert (made.type, made.method, made.path) == ("http", "GET", "/")
+    assert (made.interval, made.interval_down, made.timeout, made.read_timeout) == (10, 5, None, 2000)
+    assert (made.rise, made.fall, made.headers, made.status_codes, made.body) == (2, 3, (), None, None)
+
+
+@pytest.mark.parametrize(
+    ("table", "option", "value", "must"),
+    [
+        ("healthcheck", "type", "ping", "'http', 'tcp', or the place of a function"),
+        ("healthcheck", "interval", 0.05, "a number of seconds from 0.1 to a day"),
+        ("healthcheck", "interval", "25h", "a number of seconds from 0.1 to a day"),
+        ("healthcheck", "interval_down", 0, "a number of seconds from 0.1 to a day"),
+        ("healthcheck", "timeout", 0, "a number of milliseconds above 0"),
+        ("healthcheck", "read_timeout", None, "a number of milliseconds above 0"),
+        ("healthcheck", "rise", 0, "a number from 1 to 1000"),
+        ("healthcheck", "fall", 1001, "a number from 1 to 1000"),
+        ("healthcheck", "fall", True, "a number from 1 to 1000"),
+        ("healthcheck", "method", "get", "a method of HTTP"),
+        ("healthcheck", "method", "GET\n", "a method of HTTP"),
+        ("healthcheck", "path", "health", "a path that begins with /"),
+        ("healthcheck", "path", "/a b", "a path that begins with /"),
+        ("healthcheck", "path", "/a\r\nX: y", "a path that begins with /"),
+        ("healthcheck", "path", "/ä", "a path that begins with /"),
+        ("healthcheck", "status_codes", ["600"], "a list of statuses"),
+        ("healthcheck", "status_codes", ["50"], "a list of statuses"),
+        ("healthcheck", "status_codes", "503", "a list of statuses"),
+        ("healthcheck", "status_codes", 503, "a list of statuses"),
+        ("healthcheck", "status_codes", [True], "a list of statuses"),
+        ("healthcheck", "body", "", "1 to 1000 characters of text"),
+        ("healthcheck", "body", "x" * 1001, "1 to 1000 characters of text"),
+        ("healthcheck", "headers", {"X Y": "1"}, "a mapping of names to text"),
+        ("healthcheck", "headers", {"X": "a\r\nY: b"}, "a mapping of names to text"),
+        ("healthcheck", "headers", {"X": "日"}, "a mapping of names to text"),
+        ("healthcheck", "headers", {"X": 1}, "a mapping of names to text"),
+        ("healthcheck", "headers", {"X": "1", "x": "2"}, "a mapping of names to text"),
+        ("healthcheck", "headers", ["X"], "a mapping of names to text"),
+        ("sticky", "cookie", "a b", "the name of a cookie"),
+        ("sticky", "max_age", 0, "a number of seconds above 0"),
+        ("outlier_detection", "requests", 0, "a number from 1 to 1000000"),
+        ("outlier_detection", "success_rate", 101, "a percentage from 0 to 100"),
+        ("outlier_detection", "window", "soon", "a number of seconds above 0"),
+    ],
+)
+def test_a_wrong_option_of_a_table_is_refused_with_its_path(
+    table: str, option: str, value: object, must: str
+) -> None:
+    assert refusal(**{table: {option: value}}).startswith(f"pools.p.{table}.{option} must be {must}")
+
+
+def test_the_check_of_a_host_is_looked_at_as_that_of_a_pool_is() -> None:
+    (problem,) = problems(healthcheck={"path": "health"})
+    assert problem.startswith("pools.p.hosts.h.healthcheck.path must be a path that begins with /")
+    (problem,) = problems(healthcheck={"pth": "/"})
+    assert problem.startswith("pools.p.hosts.h.healthcheck.pth is not an option: did you mean path? ")
+    (problem,) = problems(healthcheck="yes")
+    assert problem.startswith("pools.p.hosts.h.healthcheck must be true, false, or a mapping")
+
+
+def test_all_that_is_wrong_in_tables_is_named_at_once() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        pools_from_dicts(
+            {
+                "p": {
+                    "healthcheck": {"rise": 0, "fal": 1},
+                    "sticky": 1,
+                    "hosts": {"a": {"host": "a.test", "healthcheck": {"fall": 0}}},
+                }
+            }
+        )
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == [
+        "pools.p.healthcheck.rise",
+        "pools.p.healthcheck.fal",
+        "pools.p.sticky",
+        "pools.p.hosts.a.healthcheck.fall",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of_pool", "of_host", "path"),
+    [
+        (None, None, None),
+        ({"path": "/pool"}, None, "/pool"),
+        ({"path": "/pool"}, {"path": "/host"}, "/host"),
+        ({"path": "/pool"}, True, "/"),
+        ({"path": "/pool"}, False, None),
+        (None, {"path": "/host"}, "/host"),
+        (False, {"path": "/host"}, "/host"),
+        (False, None, None),
+        (None, False, None),
+    ],
+)
+def test_a_host_has_its_own_check_or_none_or_that_of_its_pool(
+    of_pool: object, of_host: object, path: str | None
+) -> None:
+    pool = only({"healthcheck": of_pool, "hosts": {"a": {"host": "a.test", "healthcheck": of_host}}})
+    check = pool.check_of(pool.hosts[0])
+    assert (check and check.path) == path
+
+
+def test_a_check_that_is_turned_off_for_a_host_stays_so_in_every_form() -> None:
+    given = {
+        "healthcheck": True,
+        "hosts": {"a": {"host": "a.test", "healthcheck": False}, "b": {"host": "b.test"}},
+    }
+    pool = only(given)
+    plain = pools_to_dicts([pool], lambda _key: GivenHealth())
+    assert plain["p"]["hosts"]["a"]["healthcheck"] is False
+    assert "healthcheck" not in plain["p"]["hosts"]["b"]
+    assert pools_from_dicts(plain).pools == (pool,)
+    again = decode_config(encode_config(Config(clock="boot", secret="00", pools=(pool,)).declaring((pool,))))
+    assert again is not None
+    assert again.pools == again.declared == (pool,)
+
+
+@given(strategies.pools)
+def test_pools_with_tables_come_back_from_their_stored_form(given: dict[str, Any]) -> None:
+    pools = pools_from_dicts(given).pools
+    again = decode_config(encode_config(Config(clock="boot", secret="00", pools=pools).declaring(pools)))
+    assert again is not None
+    assert again.pools == again.declared == pools
+
+
+def test_what_is_known_of_the_last_check_is_no_option_and_may_be_given_back() -> None:
+    host = {"host": "a.test", "last_check": 1e9, "last_result": "ok: 200"}
+    definition = pools_from_dicts({"p": {"hosts": {"a": host}}})
+    assert definition.pools[0].hosts[0] == Host(id="a", host="a.test")
+    assert definition.health == {}
+
+
+# ── statuses ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([503, "50x", "5XX"], ("503", "50x", "5xx")),
+        ({"404": True, "5xx": True, "500": False}, ("404", "5xx")),
+        ((404,), ("404",)),
+        ([], ()),
+    ],
+)
+def test_statuses_are_a_list_or_as_in_the_seed_a_mapping_to_true(given: object, kept: tuple[str, ...]) -> None:
+    assert check(status_codes=given).status_codes == kept
+
+
+@given(st.integers(100, 999))
+def test_without_statuses_all_outside_200_to_399_are_bad(status: int) -> None:
+    assert check().is_bad(status) == (status not in range(200, 400))
+
+
+masks = st.from_regex(r"[1-5x][0-9x]{2}", fullmatch=True)
+
+
+@given(st.lists(masks, max_size=4), st.integers(100, 999))
+def test_a_status_is_bad_where_one_of_the_masks_has_each_of_its_digits_or_an_x(
+    given: list[str], status: int
+) -> None:
+    matching = [mask for mask in given if all(m in {"x", d} for m, d in zip(mask, str(status), strict=True))]
+    assert check(status_codes=given).is_bad(status) == bool(matching)
+
+
+# ── secrets ───────────────────────────────────────────────────────────────────────────────────
+
+SECRET = "Zm9vOmJhcg"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Basic {SECRET}\n\n.", "X": "\n"},
+        {"Authorization": f"Basic {SECRET}", "X Y": "1"},
+        {"Authorization": [f"Basic {SECRET}"]},
+        {"Authorization": f"Basic {SECRET}", "authorization": "x"},
+        [("Authorization", f"Basic {SECRET}")],
+        f"Authorization Basic {SECRET}",
+        {f"Basic {SECRET}"},
+        SECRET.encode(),
+    ],
+    ids=["line", "name", "list", "twice", "pairs", "text", "set", "bytes"],
+)
+def test_what_headers_say_is_in_no_error(headers: object) -> None:
+    for options in ({"headers": headers, "fall": 0}, {"headers": headers}):
+        with pytest.raises(InvalidConfig) as caught:
+            pool_from_options("p", {"healthcheck": options})
+        assert "pools.p.healthcheck.headers must be a mapping of names to text" in str(caught.value)
+        assert SECRET not in str(caught.value)
+
+
+def test_what_headers_say_is_in_no_difference() -> None:
+    def pool(value: str, **options: Any) -> Pool:
+        headers = {"Authorization": value}
+        given = {"healthcheck": {"headers": headers, **options}}
+        return only({**given, "hosts": {"a": {"host": "a.test", **given}}})
+
+    pairs = [
+        (pool(SECRET), pool("other")),
+        (pool(SECRET), only({"hosts": {"a": {"host": "a.test"}}})),
+        (pool(SECRET), only({})),
+        (pool(SECRET, path="/a"), pool(SECRET, path="/b")),
+    ]
+    for one, two in pairs:
+        for before, after in (((one,), (two,)), ((two,), (one,)), ((one,), ()), ((), (one,))):
+            found = list(differences(before, after))
+            assert found
+            assert SECRET not in repr(found)
+    assert SECRET not in repr(plain_options(pairs[0][0], masked=True))
+    assert list(changed_options(*pairs[0])) == [
+        ("healthcheck.headers", {"Authorization": "***"}, {"Authorization": "***"})
+    ]
+
+
+# ── tables by their options ───────────────────────────────────────────────────────────────────
+
+
+def test_changed_options_of_a_table_are_named_one_by_one_and_a_whole_table_as_one() -> None:
+    one = only({"healthcheck": {"path": "/a", "fall": 2}, "timeout": 100})
+    two = only({"healthcheck": {"path": "/b", "fall": 2}, "timeout": 200})
+    assert list(changed_options(one, two)) == [("timeout", 100, 200), ("healthcheck.path", "/a", "/b")]
+    assert list(changed_options(one, only({"timeout": 100}))) == [
+        ("healthcheck", plain_options(one)["healthcheck"], None)
+    ]
+    off = Host(id="a", host="a.test", healthcheck=False)
+    assert list(changed_options(Host(id="a", host="a.test"), off)) == [("healthcheck", None, False)]
+
+
+def test_flat_options_have_those_of_tables_by_path_and_headers_as_they_are() -> None:
+    headers = {"X-Check": "1"}
+    flat = flat_options({"timeout": 5, "healthcheck": {"path": "/a", "headers": headers}, "sticky": False})
+    assert flat == {"timeout": 5, "healthcheck.path": "/a", "healthcheck.headers": headers, "sticky": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        *[("timeout", "ms"), ("failed_timeout", "s"), ("slow_start", "s"), ("priority", ""), ("healthcheck", "")],
+        *[("healthcheck.interval", "s"), ("healthcheck.read_timeout", "ms"), ("healthcheck.timeout", "ms")],
+        *[("healthcheck.path", ""), ("sticky.max_age", "s"), ("outlier_detection.window", "s")],
+        *[("none", ""), ("none.timeout", ""), ("healthcheck.none", ""), ("", "")],
+    ],
+)
+def test_the_unit_of_an_option_is_known_by_its_path(name: str, unit: str) -> None:
+    assert unit_of(name) == unit
+
+
+# ── merging tables ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("base", "declared", "current", "merged"),
+    [
+        ({"path": "/a"}, {"path": "/a"}, {"path": "/run-time"}, {"path": "/run-time"}),
+        ({"path": "/a"}, {"path": "/b"}, {"path": "/run-time", "fall": 9}, {"path": "/b"}),
+        ({"path": "/a"}, {"path": "/a", "fall": 5}, {"path": "/run-time"}, {"path": "/a", "fall": 5}),
+        ({"path": "/a"}, {"path": "/a"}, False, False),
+        ({"path": "/a"}, False, {"path": "/run-time"}, False),
+        (False, {"path": "/b"}, False, {"path": "/b"}),
+        (False, False, {"path": "/run-time"}, {"path": "/run-time"}),
+    ],
+)
+def test_a_table_whose_declaration_changed_is_as_declared_as_a_whole(
+    base: object, declared: object, current: object, merged: object
+) -> None:
+    def pools(of: object) -> Pools:
+        # The same for the pool and for a host
+        return (only({"healthcheck": of, "hosts": {"a": {"host": "a.test", "healthcheck": of}}}),)
+
+    assert merge(pools(base), pools(declared), pools(current)) == pools(merged)
 
 
 # ── problems ──────────────────────────────────────────────────────────────────────────────────

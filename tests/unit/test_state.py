@@ -47,6 +47,18 @@ def success(at: float, *, began: float | None = None) -> Success:
     return Success(at, at if began is None else began)
 
 
+def bad(at: float, *, began: float | None = None, fall: int = 3, jitter: float = 0) -> CheckFailed:
+    return CheckFailed(at, at if began is None else began, 1e9 + at, jitter, "check: status 503", fall)
+
+
+def good(at: float, *, began: float | None = None, rise: int = 2) -> CheckPassed:
+    return CheckPassed(at, at if began is None else began, rise)
+
+
+def eject(at: float, *, began: float | None = None) -> Eject:
+    return Eject(at, at if began is None else began, 1e9 + at, 0, "5 of 20 requests answered")
+
+
 def after(*facts: Fact, state: HostState | None = None, rules: Rules = RULES) -> HostState:
     state = state or added(0)
     for fact in facts:
@@ -255,6 +267,9 @@ def test_a_host_taken_down_by_hand_shows_up_false_and_lastfail_0(state: HostStat
         Release(99, ""),
         Revive(1e6),
         Down(99),
+        good(99, rise=1),
+        bad(99, fall=1),
+        eject(99),
     ],
     ids=lambda fact: type(fact).__name__,
 )
@@ -288,6 +303,189 @@ def test_revive_cleans_a_host_whose_time_is_over_and_no_other() -> None:
     assert (shown(change.state), change.event) == (GivenHealth(), "host_up")
 
 
+@pytest.mark.parametrize("fact", [Down(20, "new kernel"), Up(20, "new kernel")], ids=["down", "up"])
+def test_the_reason_of_a_person_is_that_of_the_change(fact: Fact) -> None:
+    state = by_hand() if isinstance(fact, Up) else added(0)
+    assert apply(state, fact, RULES).reason == "by hand: new kernel"
+
+
+# ── active checks of a host that is up ────────────────────────────────────────────────────────
+
+
+def test_fall_bad_checks_in_a_row_take_a_host_down_and_each_raises_failcount() -> None:
+    counts = [after(*map(bad, range(1, 1 + n))).failcount for n in range(3)]
+    assert counts == [0, 1, 2]
+    change = apply(after(bad(1), bad(2)), bad(3), RULES)
+    assert (change.state.status, change.state.failcount, change.event) == (Status.FAILED, 3, "host_down")
+    assert (change.reason, change.state.lastfail) == ("check: status 503", 1e9 + 3)
+
+
+def test_bad_checks_are_in_a_row_however_long_after_each_other_they_are() -> None:
+    assert not after(bad(0), bad(1000), bad(2000)).up
+
+
+def test_max_fails_is_for_requests_and_fall_for_checks() -> None:
+    assert after(bad(1, fall=9), bad(2, fall=9), bad(3, fall=9), bad(4, fall=9)).up
+    assert not after(bad(1, fall=1), rules=RULES._replace(max_fails=0)).up
+
+
+def test_a_failure_counts_on_where_bad_checks_began() -> None:
+    change = apply(after(bad(1), bad(2)), failure(3), RULES)
+    assert (change.state.failcount, change.event, change.reason) == (3, "host_down", "ECONNREFUSED")
+
+
+def test_a_good_check_of_a_clean_host_changes_nothing() -> None:
+    state = added(0)
+    assert apply(state, good(5), RULES) == Change(state)
+
+
+def test_a_good_check_ends_the_row_of_bad_ones() -> None:
+    state = after(bad(1), bad(2), good(3))
+    assert shown(state) == GivenHealth()
+    assert after(bad(4), bad(5), state=state).up
+
+
+@pytest.mark.parametrize(
+    ("facts", "failcount"),
+    [
+        ([failure(1), failure(2)], 2),
+        ([failure(1), bad(2)], 1),
+        ([bad(1), failure(2)], 1),
+        ([failure(1), bad(2, fall=9), bad(3, fall=9)], 1),
+        ([bad(1), success(2), failure(3)], 1),
+        ([bad(1), bad(2), failure(100)], 1),
+        ([bad(1), bad(2), success(3)], 0),
+    ],
+    ids=[
+        *["requests", "request and check", "check and request", "request and checks"],
+        *["after a success", "after a long time", "cleared already"],
+    ],
+)
+def test_a_good_check_takes_back_what_checks_counted_and_nothing_of_what_requests_did(
+    facts: list[Fact], failcount: int
+) -> None:
+    state = after(*facts)
+    assert state.up
+    assert after(good(101), state=state).failcount == failcount
+
+
+def test_requests_that_succeed_clear_failcount_and_not_the_row_of_bad_checks() -> None:
+    """A host whose health page fails goes down though all else that it serves is well."""
+    state = after(bad(1), success(2), bad(3), success(4))
+    assert (state.failcount, state.up) == (0, True)
+    assert not after(bad(5), state=state).up
+
+
+def test_the_first_bad_check_and_the_taking_back_are_news_for_others() -> None:
+    first = apply(added(0), bad(1), RULES)
+    second = apply(first.state, bad(2), RULES)
+    back = apply(second.state, good(3), RULES)
+    assert [first.routing, second.routing, back.routing] == [True, False, True]
+
+
+def test_failcount_of_bad_checks_never_leaves_what_plain_dicts_can_carry() -> None:
+    state = HostState(failcount=1_000_000, bad_checks=1_000_000, failed_at=1, lastfail=1)
+    assert after(bad(2, fall=10**7), state=state).failcount == 1_000_000
+
+
+# ── active checks of a host that failed ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("state", [failed(3), probing(13)], ids=["failed", "probing"])
+def test_rise_good_checks_in_a_row_bring_a_failed_host_back_and_nothing_less(state: HostState) -> None:
+    assert not after(good(14), state=state).up
+    assert not after(good(14), bad(15), good(16), state=state).up
+    change = apply(after(good(14), state=state), good(15), RULES)
+    assert shown(change.state) == GivenHealth()
+    assert (change.event, change.reason, change.routing) == ("host_up", "2 checks passed", True)
+    assert apply(state, good(14, rise=1), RULES).reason == "check passed"
+
+
+def test_a_bad_check_of_a_host_that_failed_changes_neither_its_state_nor_its_time() -> None:
+    for state in (failed(3), probing(13)):
+        assert apply(state, bad(14), RULES) == Change(state)
+        assert after(good(14), bad(15), state=state) == state
+
+
+def test_good_checks_are_counted_anew_when_a_probe_failed() -> None:
+    state = after(good(13), failure(14, prober="me"), good(15), state=probing(13, "me"))
+    assert not state.up
+
+
+def test_a_host_that_checks_brought_back_has_nothing_left_of_what_was() -> None:
+    state = after(bad(1), bad(2), bad(3), good(4), good(5))
+    assert state == HostState(changed_at=5, back_at=5)
+    assert after(bad(6), bad(7), state=state).up
+
+
+def test_results_of_checks_that_began_before_the_last_change_are_dropped() -> None:
+    back = after(Up(5), state=failed(3))
+    assert after(*[bad(6, began=4.9)] * 9, state=back) is back
+    down = failed(3)
+    assert after(*[good(6, began=2.9)] * 9, state=down) is down
+    counting = after(good(4), state=down)
+    assert after(bad(6, began=2.9), state=counting) is counting
+    hurt = after(bad(6), state=back)
+    assert after(good(7, began=4.9), state=hurt) is hurt
+    assert after(bad(6, began=5), state=back) is not back
+
+
+# ── soft rules ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_soft_rule_takes_a_host_down_as_failures_do() -> None:
+    change = apply(after(failure(1), success(2)), eject(5), RULES)
+    assert (change.state.status, change.event) == (Status.FAILED, "host_down")
+    assert change.reason == "5 of 20 requests answered"
+    assert (change.state.down_until, change.state.lastfail) == (15, 1e9 + 5)
+    assert after(good(6), good(7), state=change.state).up
+
+
+def test_a_soft_rule_has_nothing_to_say_of_a_host_that_is_down_or_of_a_time_before_it_came_back() -> None:
+    for state in (failed(3), probing(13), by_hand(), after(Up(5), state=failed(3))):
+        assert apply(state, eject(14, began=4), RULES) == Change(state)
+
+
+@pytest.mark.parametrize(
+    ("up", "hosts", "may"), [(1, 1, False), (2, 2, True), (1, 2, False), (3, 3, True), (2, 3, False), (3, 4, True)]
+)
+def test_a_soft_rule_leaves_at_least_half_of_a_pool_up(up: int, hosts: int, may: bool) -> None:
+    assert may_eject(up, hosts) is may
+
+
+# ── when a host last came back ────────────────────────────────────────────────────────────────
+
+
+def test_a_host_that_was_never_down_never_came_back() -> None:
+    assert added(5).back_at == 0
+    assert after(failure(1), success(2), bad(3), good(4), Up(5)).back_at == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "facts"),
+    [
+        (probing(13), [success(20)]),
+        (failed(3), [success(20)]),
+        (failed(3), [good(19), good(20)]),
+        (failed(3), [Revive(20)]),
+        (failed(3), [Up(20)]),
+        (by_hand(), [Up(20)]),
+    ],
+    ids=["probe", "last resort", "checks", "revived", "by hand, failed", "by hand"],
+)
+def test_every_way_back_is_remembered_with_its_time(state: HostState, facts: list[Fact]) -> None:
+    back = after(*facts, state=state)
+    assert back.back_at == 20
+    assert after(failure(21), success(22), bad(23), good(24), Up(25), state=back).back_at == 20
+
+
+def test_a_host_that_is_given_as_up_came_back_if_it_was_down() -> None:
+    assert given_state(failed(3), GivenHealth(), 20, RULES).back_at == 20
+    assert given_state(added(0), GivenHealth(failcount=1, lastfail=1), 20, RULES).back_at == 0
+    back = after(Up(5), state=failed(3))
+    assert given_state(back, GivenHealth(failcount=1, lastfail=1), 20, RULES).back_at == 5
+
+
 # ── laws ──────────────────────────────────────────────────────────────────────────────────────
 
 times = st.floats(0, 200) | st.integers(0, 200).map(float)
@@ -297,8 +495,8 @@ facts = st.one_of(
     st.builds(Failure, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), names),
     st.builds(Probe, times, names, st.floats(-1, 30)),
     st.builds(Release, times, names),
-    st.builds(CheckFailed, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), st.integers(1, 4)),
     st.builds(CheckPassed, times, times, st.integers(1, 4)),
+    st.builds(CheckFailed, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), st.integers(1, 4)),
     st.builds(Eject, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why")),
     st.builds(Down, times),
     st.builds(Up, times),
@@ -323,6 +521,11 @@ def test_no_sequence_of_facts_in_any_order_of_time_breaks_a_state(sequence: list
         assert (state.status is Status.PROBING) or not state.prober
         if old.status is Status.MANUAL and state.status is not Status.MANUAL:
             assert isinstance(fact, Up)
+        assert 0 <= state.fails_of_checks <= min(state.failcount, state.bad_checks)
+        assert state.up or not state.bad_checks
+        assert state.failed or not state.good_checks
+        if state.up:
+            assert state.back_at == (old.back_at if old.up else fact.at)
         if state.status is Status.MANUAL:
             assert shown(state) == GivenHealth(up=False)
         if old.up != state.up:
@@ -332,7 +535,8 @@ def test_no_sequence_of_facts_in_any_order_of_time_breaks_a_state(sequence: list
             assert change.event == ""
         if (old.failcount == 0) != (state.failcount == 0):
             assert change.routing
-        if state.status is Status.FAILED and isinstance(fact, Failure) and state is not old:
+        if (old.up or isinstance(fact, Failure)) and state.status is Status.FAILED and state is not old:
+            assert isinstance(fact, Failure | CheckFailed | Eject)
             assert state.down_until - fact.at <= rules.failed_timeout_max_s * 1.1 + 1e-6
             assert state.down_until - fact.at >= rules.failed_timeout_s * 0.9 - 1e-6
         assert decode_state(encode_state(state)) == state
@@ -397,107 +601,3 @@ def test_the_rules_of_a_pool_are_in_seconds() -> None:
     options: dict[str, Any] = {"p": {"max_fails": 5, "failed_timeout": "250ms", "failed_timeout_max": "1m"}}
     (pool,) = pools_from_dicts(options).pools
     assert Rules.of(pool) == Rules(max_fails=5, failed_timeout_s=0.25, failed_timeout_max_s=60)
-
-
-# ── active checks ─────────────────────────────────────────────────────────────────────────────
-
-
-def bad(at: float, *, began: float | None = None, fall: int = 3) -> CheckFailed:
-    return CheckFailed(at, at if began is None else began, 1e9 + at, 0, "check: status 503", fall)
-
-
-def good(at: float, *, began: float | None = None, rise: int = 2) -> CheckPassed:
-    return CheckPassed(at, at if began is None else began, rise)
-
-
-def test_fall_bad_checks_in_a_row_take_a_host_down_however_far_apart() -> None:
-    state = after(bad(100), bad(200))
-    assert (state.up, state.failcount, state.lastfail) == (True, 2, 1e9 + 200)
-    change = apply(state, bad(300), RULES)
-    assert (change.state.status, change.event, change.reason) == (Status.FAILED, "host_down", "check: status 503")
-
-
-def test_bad_checks_alone_never_take_a_host_down_before_fall() -> None:
-    """Though each counts as a failure, and there are more of them than max_fails."""
-    assert after(*(bad(at, fall=6) for at in range(5))).up
-
-
-def test_a_failure_of_a_request_counts_together_with_those_of_checks() -> None:
-    assert not after(bad(1), bad(2), failure(3)).up
-
-
-def test_a_good_check_leaves_a_good_host_alone() -> None:
-    state = after(failure(1), failure(2))
-    for known in (added(0), state):
-        change = apply(known, good(3), RULES)
-        assert change.state is known
-        assert not change.routing
-
-
-def test_a_good_check_takes_back_what_checks_counted_and_nothing_else() -> None:
-    assert after(bad(1), bad(2), good(3)).failcount == 0
-    assert after(failure(1), bad(2), good(3)).failcount == 1
-    assert after(bad(1), bad(2), good(3), bad(4), bad(5)).up
-
-
-def test_a_success_of_a_request_does_not_hide_bad_checks() -> None:
-    """What the host answers to requests says nothing of what is checked."""
-    assert not after(bad(1), success(2), bad(3), success(4), bad(5)).up
-
-
-def test_rise_good_checks_in_a_row_bring_a_failed_host_back() -> None:
-    down = failed(3)
-    assert not after(good(4), bad(5), good(6), state=down).up
-    change = apply(after(good(4), state=down), good(5), RULES)
-    assert (change.state, change.event) == (HostState(changed_at=5, back_at=5), "host_up")
-    assert change.reason == "2 checks passed"
-    assert after(good(14, rise=1), state=probing()).up
-
-
-def test_a_bad_check_of_a_host_that_is_down_changes_nothing() -> None:
-    down = failed(3)
-    assert apply(down, bad(4), RULES).state is down
-
-
-def test_checks_never_move_a_host_that_a_person_took_down() -> None:
-    down = by_hand()
-    for fact in (good(5, rise=1), bad(5, fall=1)):
-        assert apply(down, fact, RULES).state is down
-
-
-def test_checks_that_began_before_the_last_change_say_nothing() -> None:
-    down = failed(3)
-    assert apply(down, good(4, began=2, rise=1), RULES).state is down
-    back = after(Up(5), state=down)
-    assert apply(back, bad(6, began=4, fall=1), RULES).state is back
-
-
-def test_a_soft_rule_takes_down_a_host_that_is_up() -> None:
-    change = apply(added(0), Eject(5, 4, 1e9, 0, "success rate 40% of 20 requests"), RULES)
-    assert (change.state.status, change.event, change.reason) == (
-        Status.FAILED,
-        "host_down",
-        "success rate 40% of 20 requests",
-    )
-    assert apply(change.state, Eject(6, 6, 1e9, 0, "again"), RULES).state is change.state
-
-
-@pytest.mark.parametrize(
-    ("up", "hosts", "may"), [(2, 2, True), (1, 2, False), (3, 3, True), (2, 3, False), (1, 1, False)]
-)
-def test_soft_rules_leave_half_of_the_hosts(up: int, hosts: int, may: bool) -> None:
-    assert may_eject(up, hosts) is may
-
-
-@pytest.mark.parametrize("fact", [Up(20), Revive(20), success(20), good(20, rise=1)])
-def test_every_way_back_is_remembered_for_the_slow_start(fact: Fact) -> None:
-    """Also when it fails and answers once more; a host that was never down has no such moment."""
-    back = after(fact, state=failed())
-    assert (back.up, back.back_at) == (True, 20)
-    assert after(failure(21), success(22), state=back).back_at == 20
-    assert after(failure(1), success(2)).back_at == 0
-
-
-def test_what_a_person_says_is_the_reason() -> None:
-    assert after(Down(1, "new kernel")).reason == "by hand: new kernel"
-    assert apply(by_hand(), Up(2, "done"), RULES).reason == "by hand: done"
