@@ -15,7 +15,7 @@ from typing import Final
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, Verb, option
 from resty_upstream.cli.events import Event, events_between
-from resty_upstream.cli.look import Look, Stored, look_at, read
+from resty_upstream.cli.look import Look, Stored, look_at, read, read_checks
 from resty_upstream.cli.screen import BOLD, DIM, Screen, terminal_size
 from resty_upstream.cli.showing import list_lines
 from resty_upstream.cli.signals import ENDS, Signals
@@ -54,12 +54,19 @@ class Watcher:
             return self._lost("there is none any more" if self._stored else "there is none yet")
         version = store.version(self.upstream.id)
         if version == self._version:
+            self._look_at_checks()
             return []
         stored = read(self.upstream)
         if stored is None:
             return self._lost(f"it holds nothing of upstream {self.upstream.id}")
         self._version = version
         return self._found(stored)
+
+    def _look_at_checks(self) -> None:
+        """Whose results move no version."""
+        if self._stored is not None:
+            checks = read_checks(self.upstream, self._stored.snapshot.pools)
+            self._stored = self._stored._replace(checks=checks)
 
     def _found(self, stored: Stored) -> list[Event]:
         events = []

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from resty_upstream import Upstream
-from resty_upstream.health.results import CHECKER_LEASE
+from resty_upstream.cli import Watcher
+from resty_upstream.health.results import CHECKER_LEASE, LastCheck
 from tests.cli.doors import DOORS, Done, Place
 from tests.e2e.processes import Process, python, wait_until
 from tests.helpers import Peer, answer_http, refusing
@@ -133,6 +134,25 @@ def test_a_function_is_called_only_where_the_settings_name_it(place: Place) -> N
     assert "os.getpid is only called by processes whose own settings name it" in process.printed()
     assert host(place, "a")["last_result"] == "unknown: os.getpid is not called here"
     assert host(place, "a")["up"]
+
+
+def test_who_watches_sees_the_last_checks(checked_place: Place) -> None:
+    """Though a check that is good changes nothing that requests read."""
+    upstream = Upstream(checked_place.store, pools=checked_place.upstreams["default"]["pools"])
+    upstream.open()
+    watcher = Watcher(upstream)
+    watcher.look()
+    upstream.start_checker()
+    try:
+
+        def seen() -> LastCheck | None:
+            watcher.look()
+            return watcher.now.checks.last.get("primary\x1fa") if watcher.now else None
+
+        first = wait_until(seen, "a first check is seen")
+        wait_until(lambda: seen() != first, "another check is seen")
+    finally:
+        upstream.close()
 
 
 # ── what list says of checks ──────────────────────────────────────────────────────────────────
