@@ -49,7 +49,7 @@ def test_whatever_becomes_of_requests_none_is_left_under_way(fates: list[str]) -
         assert sum(running(upstream).values()) == 1
         if fate == "dropped":
             del attempt, attempts
-            gc.collect()  # an attempt that was not used and its loop know each other
+            gc.collect(1)  # an attempt that was not used and its loop know each other
             continue
         with contextlib.suppress(KeyError, asyncio.CancelledError), attempt:
             if fate in errors:
