@@ -242,8 +242,9 @@ class Upstream:
         with _checker_lock:
             checker = self.replica.checker
             if checker is None or not checker.is_alive:
-                self.replica.checker = checker = Checker(self, dedicated=dedicated)
-                checker.start()
+                checker = Checker(self, dedicated=dedicated)
+                if checker.start():
+                    self.replica.checker = checker
 
     def stop_checker(self) -> None:
         """End what :meth:`start_checker` began; another process goes on at once."""

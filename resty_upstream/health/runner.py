@@ -69,6 +69,7 @@ _KEPT_S: Final = 0.5  # how long a result that changes nothing waits for others,
 _MOST_KEPT: Final = 10_000
 _MOST_AT_ONCE: Final = 256
 _LAST_WAIT_S: Final = 0.25
+_AFTER_ERROR_S: Final = 5.0
 
 _log = logging.getLogger("resty_upstream.health")
 
@@ -144,10 +145,15 @@ class Checker:
 
     # ── from other threads ────────────────────────────────────────────────────────────────────
 
-    def start(self) -> None:
-        """Begin, in a thread of its own."""
+    def start(self) -> bool:
+        """Begin, in a thread of its own; whether there was one to be had."""
         self._thread = threading.Thread(target=self._run, name="resty_upstream checker", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            _log.error("the checker of upstream %s cannot begin: %s", self._id, error)
+            return False
+        return True
 
     def stop(self, wait_s: float = 5.0) -> None:
         """End, and let another process go on at once. May be called again; does nothing in a child of a fork."""
@@ -173,11 +179,13 @@ class Checker:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(self._work())
-        except Exception:
-            _log.exception("the checker of upstream %s ended", self._id)
+        while not self._stop.is_set():
+            try:
+                with asyncio.Runner() as runner:
+                    runner.run(self._work())
+            except Exception:  # without descriptors there is not even an event loop
+                _log.exception("the checker of upstream %s failed, and begins again", self._id)
+                self._stop.wait(_AFTER_ERROR_S)
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -416,7 +424,7 @@ class Checker:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
-        done, self._done = [each for each in self._done if self._duties.get(each.duty.key) is each.duty], []
+        done, self._done = self._done, []
         forgets, self._has_to_forget = self._has_to_forget, False
         self._flush_at = float("inf")
         try:
