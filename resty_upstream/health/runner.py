@@ -134,7 +134,6 @@ class Checker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: list[_Done] = []
         self._flush_at = float("inf")
-        self._has_to_forget = False
         self._flushing: asyncio.Task[None] | None = None
         self._in_threads: set[str] = set()
         self._stop = threading.Event()
@@ -250,7 +249,7 @@ class Checker:
         self._snapshot = snapshot
 
     def _take_in_pools(self, snapshot: Snapshot) -> None:
-        before, self._duties = self._duties, {}
+        before, duties = self._duties, dict[str, _Duty]()
         fresh = []
         for pool in snapshot.pools:
             for host in pool.hosts:
@@ -264,13 +263,12 @@ class Checker:
                     fresh.append(old or duty)
                 if old is not None:
                     old.pool, old.host, old.check = pool, host, check
-                self._duties[duty.key] = old or duty
+                duties[duty.key] = old or duty
+        self._duties = duties  # at once: another thread may be writing results
         self._lease_s = _lease_s(self._duties)
         self._renew_at = float("-inf")
         for duty in fresh:
             self._plan(duty, self._now() + self._random.random() * _SPREAD * duty.interval_s)
-        if before.keys() - self._duties.keys():
-            self._forget_soon()
 
     def _plan(self, duty: _Duty, due: float) -> None:
         duty.due = due
@@ -278,11 +276,6 @@ class Checker:
 
     def _jittered(self, interval_s: float) -> float:
         return interval_s * (1 + _JITTER * (2 * self._random.random() - 1))
-
-    def _forget_soon(self) -> None:
-        """Have the next flush forget the results of hosts that are not checked any more."""
-        self._has_to_forget = True
-        self._flush_at = self._now()
 
     # ── whose turn it is ──────────────────────────────────────────────────────────────────────
 
@@ -309,10 +302,7 @@ class Checker:
             return
         self._lease_until = now + self._lease_s
         if not was_checking:
-            results = read_results(self._store, self._id)
-            self._go_on_with(results)
-            if results.keys() - self._duties.keys():
-                self._forget_soon()
+            self._go_on_with(read_results(self._store, self._id))
 
     def _is_wanted(self) -> bool:
         """Whether no process that is there for it does it."""
@@ -420,21 +410,18 @@ class Checker:
     # ── telling the others ────────────────────────────────────────────────────────────────────
 
     def _flush_if_due(self) -> None:
-        if self._flushing is None and self._now() >= self._flush_at:
+        if self._done and self._flushing is None and self._now() >= self._flush_at:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
         done, self._done = self._done, []
-        forgets, self._has_to_forget = self._has_to_forget, False
         self._flush_at = float("inf")
         try:
-            if done or forgets:
-                # In a thread: whoever is told of hosts that go up and down may take his time.
-                await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
+            # In a thread: whoever is told of hosts that go up and down may take his time.
+            await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
         except (StoreError, RuntimeError) as error:  # there may be no thread to be had
             _log.debug("results of checks of upstream %s wait: %s", self._id, error)
             self._done = [*done, *self._done][-_MOST_KEPT:]
-            self._has_to_forget |= forgets
             self._flush_at = self._now() + (_AGAIN_S if isinstance(error, StoreBusy) else _LOOK_AGAIN_S)
         finally:
             self._flushing = None
