@@ -704,8 +704,11 @@ class Replica:
                     pools = config.pools
                     states = ({} if changes.is_all else self._states) | _decode_states(changes.records)
                 checks = read_results(self.store, self.id) if _are_checked(pools) else {}
+            except StoreBusy:
+                pass  # what is known must do
             except StoreError as error:
                 self._suffer(error)
+                self._seen = None  # look again, though the version may stay as it is
         plain = pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
         for pool in pools:
             for host in pool.hosts:

@@ -260,8 +260,9 @@ class Upstream:
         with _checker_lock:
             checker = self.replica.checker
             if checker is None or not checker.is_alive:
-                self.replica.checker = checker = Checker(self, dedicated=dedicated)
-                checker.start()
+                checker = Checker(self, dedicated=dedicated)
+                if checker.start():
+                    self.replica.checker = checker
 
     def serve(self) -> None:
         """Told by a web worker that it serves requests: hosts are checked from here on, where any is to be."""

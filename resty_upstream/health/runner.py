@@ -71,6 +71,7 @@ _KEPT_S: Final = 0.5  # how long a result that changes nothing waits for others,
 _MOST_KEPT: Final = 10_000
 _MOST_AT_ONCE: Final = 256
 _LAST_WAIT_S: Final = 0.25
+_AFTER_ERROR_S: Final = 5.0
 
 _log = logging.getLogger("resty_upstream.health")
 
@@ -137,7 +138,6 @@ class Checker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._done: list[_Done] = []
         self._flush_at = float("inf")
-        self._has_to_forget = False
         self._flushing: asyncio.Task[None] | None = None
         self._in_threads: set[str] = set()
         self._stop = threading.Event()
@@ -148,10 +148,15 @@ class Checker:
 
     # ── from other threads ────────────────────────────────────────────────────────────────────
 
-    def start(self) -> None:
-        """Begin, in a thread of its own."""
+    def start(self) -> bool:
+        """Begin, in a thread of its own; whether there was one to be had."""
         self._thread = threading.Thread(target=self._run, name="resty_upstream checker", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            _log.error("the checker of upstream %s cannot begin: %s", self._id, error)
+            return False
+        return True
 
     def stop(self, wait_s: float = 5.0) -> None:
         """End, and let another process go on at once. May be called again; does nothing in a child of a fork."""
@@ -181,11 +186,11 @@ class Checker:
             try:
                 with asyncio.Runner() as runner:
                     runner.run(self._work())
-            except Exception:
-                _log.exception("the checker of upstream %s failed, and begins anew", self._id)
+            except Exception:  # without descriptors there is not even an event loop
+                _log.exception("the checker of upstream %s failed, and begins again", self._id)
                 self._snapshot, self._duties, self._tasks, self._flushing = None, {}, set(), None
                 self._lease_until = float("-inf")
-                self._stop.wait(_LOOK_AGAIN_S)
+                self._stop.wait(_AFTER_ERROR_S)
 
     async def _work(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -245,7 +250,7 @@ class Checker:
         self._snapshot = snapshot
 
     def _take_in_pools(self, snapshot: Snapshot) -> None:
-        before, self._duties = self._duties, {}
+        before, duties = self._duties, dict[str, _Duty]()
         fresh = []
         for pool in snapshot.pools:
             for host in pool.hosts:
@@ -259,13 +264,12 @@ class Checker:
                     fresh.append(old or duty)
                 if old is not None:
                     old.pool, old.host, old.check = pool, host, check
-                self._duties[duty.key] = old or duty
+                duties[duty.key] = old or duty
+        self._duties = duties  # at once: another thread may be writing results
         self._lease_s = _lease_s(self._duties)
         self._renew_at = float("-inf")
         for duty in fresh:
             self._plan(duty, self._now() + self._random.random() * _SPREAD * duty.interval_s)
-        if before.keys() - self._duties.keys():
-            self._forget_soon()
 
     def _plan(self, duty: _Duty, due: float) -> None:
         duty.due = due
@@ -273,11 +277,6 @@ class Checker:
 
     def _jittered(self, interval_s: float) -> float:
         return interval_s * (1 + _JITTER * (2 * self._random.random() - 1))
-
-    def _forget_soon(self) -> None:
-        """Have the next flush forget the results of hosts that are not checked any more."""
-        self._has_to_forget = True
-        self._flush_at = self._now()
 
     # ── whose turn it is ──────────────────────────────────────────────────────────────────────
 
@@ -304,10 +303,7 @@ class Checker:
             return
         self._lease_until = now + self._lease_s
         if not was_checking:
-            results = read_results(self._store, self._id)
-            self._go_on_with(results)
-            if results.keys() - self._duties.keys():
-                self._forget_soon()
+            self._go_on_with(read_results(self._store, self._id))
 
     def _is_wanted(self) -> bool:
         """Whether no process that is there for it does it."""
@@ -424,21 +420,18 @@ class Checker:
     # ── telling the others ────────────────────────────────────────────────────────────────────
 
     def _flush_if_due(self) -> None:
-        if self._flushing is None and self._now() >= self._flush_at:
+        if self._done and self._flushing is None and self._now() >= self._flush_at:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
-        done, self._done = [each for each in self._done if self._duties.get(each.duty.key) is each.duty], []
-        forgets, self._has_to_forget = self._has_to_forget, False
+        done, self._done = self._done, []
         self._flush_at = float("inf")
         try:
-            if done or forgets:
-                # In a thread: whoever is told of hosts that go up and down may take his time.
-                await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
+            # In a thread: whoever is told of hosts that go up and down may take his time.
+            await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
         except (StoreError, RuntimeError) as error:  # there may be no thread to be had
             _log.debug("results of checks of upstream %s wait: %s", self._id, error)
             self._done = [*done, *self._done][-_MOST_KEPT:]
-            self._has_to_forget |= forgets
             self._flush_at = self._now() + (_AGAIN_S if isinstance(error, StoreBusy) else _LOOK_AGAIN_S)
         finally:
             self._flushing = None

@@ -19,7 +19,7 @@ from tests.e2e.checked import GTHREAD, GUNICORN, CheckedHost, CheckedSite, call,
 from tests.e2e.processes import Ports, Process, python, wait_until
 
 INTERVAL_S = 1.0
-CHAOS_S = float(os.environ.get("E2E_CHAOS_S", "10"))
+CHAOS_S = float(os.environ.get("E2E_CHAOS_S", "8"))
 """How long processes are killed and stopped; two minutes find more."""
 
 StartSite = Callable[..., CheckedSite]

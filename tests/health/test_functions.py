@@ -212,7 +212,7 @@ def test_a_function_that_wants_to_end_the_process_does_not_end_the_checks(open_u
     upstream = open_upstream(named(f"{HERE}.exits", fall=1))
     upstream.start_checker()
     wait_until(lambda: len(functions.calls) >= 3, "three calls", WAIT_S)
-    assert last_result(upstream, "a") == "failed: SystemExit: 3"
+    wait_until(lambda: last_result(upstream, "a") == "failed: SystemExit: 3", "a result", WAIT_S)
 
 
 def test_where_no_thread_can_be_started_a_function_says_nothing_and_is_called_later(

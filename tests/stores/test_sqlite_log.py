@@ -35,6 +35,16 @@ def test_entries_of_other_processes_are_read(store: SqliteStore, worker: Worker)
     assert store.history("a") == [b"1", b"2"]
 
 
+def test_the_history_names_the_process_that_made_each_change(store: SqliteStore, worker: Worker) -> None:
+    upstream = Upstream(store, pools=pools("a"))
+    UpstreamAPI(upstream).down_host("p", "a", by="here")
+    worker.run("upstream = Upstream(url)\nUpstreamAPI(upstream).up_host('p', 'a', reason='done', by='there')")
+    assert [(each.by, each.reason, each.process) for each in upstream.history()] == [
+        ("here", "by hand", os.getpid()),
+        ("there", "by hand: done", worker.pid),
+    ]
+
+
 def test_a_record_and_its_entry_are_committed_together_though_the_writer_is_killed(
     store: SqliteStore, start_worker: Callable[..., Worker]
 ) -> None:

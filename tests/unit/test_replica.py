@@ -215,6 +215,23 @@ def test_a_declaration_that_could_not_be_stored_takes_effect_when_the_store_work
     assert list(other.get_pools()["p"]["hosts"]) == ["a", "b"]
 
 
+def test_after_the_store_failed_while_somebody_looked_all_is_shown_again(
+    store: FailingStore, clock: FakeClock
+) -> None:
+    """Also what changes no routing: nothing else would make this process look."""
+    upstream, other = Upstream(store, pools=ONE), Upstream(store)
+    visit(upstream)
+    visit_in_vain(other, {"a": refused})
+    assert health(upstream, "a")["failcount"] == 1
+    store.error = AWAY
+    assert health(upstream, "a")["failcount"] == 1
+    store.error = None
+    visit_in_vain(other, {"a": refused})
+    clock.advance(1.5)
+    assert health(upstream, "a")["failcount"] == 2
+    assert upstream.replica.trouble is None
+
+
 # ── a store that is busy ──────────────────────────────────────────────────────────────────────
 
 
@@ -259,6 +276,21 @@ def test_a_store_that_is_busy_is_no_trouble_to_speak_of(
     visit(upstream)
     store.error = StoreBusy("held")
     visit_in_vain(upstream, {"a": refused})
+    assert "StoreDegraded" not in caplog.text
+
+
+def test_who_looks_while_the_store_is_busy_sees_what_is_known_and_the_truth_the_next_time(
+    store: FailingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream, other = Upstream(store, pools=ONE), Upstream(store)
+    visit(upstream)
+    visit_in_vain(other, {"a": refused})
+    assert health(upstream, "a")["failcount"] == 1
+    visit_in_vain(other, {"a": refused})
+    store.error = StoreBusy("held")
+    assert health(upstream, "a")["failcount"] == 1
+    store.error = None
+    assert health(upstream, "a")["failcount"] == 2
     assert "StoreDegraded" not in caplog.text
 
 

@@ -524,8 +524,7 @@ def test_no_sequence_of_facts_in_any_order_of_time_breaks_a_state(sequence: list
         assert 0 <= state.fails_of_checks <= min(state.failcount, state.bad_checks)
         assert state.up or not state.bad_checks
         assert state.failed or not state.good_checks
-        if state.up:
-            assert state.back_at == (old.back_at if old.up else fact.at)
+        assert not state.up or state.back_at == (old.back_at if old.up else fact.at)
         if state.status is Status.MANUAL:
             assert shown(state) == GivenHealth(up=False)
         if old.up != state.up:
