@@ -12,36 +12,63 @@ from typing import Final
 _TAU_S: Final = 10.0
 _SLOTS: Final = 5
 _TRACE: Final = 0.1
+_FADES_S: Final = 2.0  # at least: where the timeout is short, requests may yet take long
+_DOUBT: Final = 1e9  # more than any load
 _LEAST_S: Final = 1e-4  # so that hosts that nothing is known of differ by what is under way
 
 
 class Load:
     """One host, as this process meets it."""
 
-    __slots__ = ("_ewma_at", "_ewma_s", "_penalty", "_penalty_at", "_slots", "running", "timeout_s")
+    __slots__ = (
+        "_doubted_until",
+        "_ewma_at",
+        "_ewma_s",
+        "_failed",
+        "_penalty",
+        "_penalty_at",
+        "_slots",
+        "running",
+        "timeout_s",
+    )
 
     def __init__(self, timeout_s: float) -> None:
         self.running: set[int] = set()
         """The flights under way, by identity."""
         self.timeout_s = timeout_s
         """What a failure counts as: it may have been fast, but it was no answer."""
+        self._failed = False
+        self._doubted_until = -math.inf
         self._penalty = 0.0
         self._penalty_at = 0.0
         self._ewma_s = 0.0
         self._ewma_at = 0.0
         self._slots: list[_Slot] = []
 
-    def in_flight(self, now: float) -> float:
-        """Requests under way; a failure is one that fades away in the time that an attempt may take."""
+    def in_flight(self, now: float, weight: float = 1.0) -> float:
+        """Requests under way; a failure is one that fades away in the time that an attempt may take.
+
+        After two in a row the host comes behind all others for that time, or until it answers. Else one that fails
+        fast would be asked the more often, the longer requests take elsewhere.
+
+        :param weight: of the host: so many requests weigh like one.
+        """
+        return self._under_way(now) / weight + (_DOUBT if now < self._doubted_until else 0.0)
+
+    def _under_way(self, now: float) -> float:
         penalty = self._faded_penalty(now) if self._penalty else 0.0
         # A trace of it would decide between hosts that are idle.
         return len(self.running) + (penalty if penalty > _TRACE else 0.0)
 
+    @property
+    def _fades_s(self) -> float:
+        return max(self.timeout_s, _FADES_S)
+
     def _faded_penalty(self, now: float) -> float:
-        return self._penalty * math.exp((self._penalty_at - now) / self.timeout_s)
+        return self._penalty * math.exp((self._penalty_at - now) / self._fades_s)
 
     def peak_ewma(self, now: float, weight: float = 1.0) -> float:
-        """The latency in seconds times the requests under way, with this one.
+        """The latency in seconds times the requests under way, as of :meth:`in_flight`, with this one.
 
         :param weight: of the host, beside a mean of 1: so many requests weigh like one.
 
@@ -49,13 +76,15 @@ class Load:
         ``com.twitter.finagle.loadbalancer.p2c.P2CPeakEwma``); a failure is a peak of the attempt's timeout.
         """
         faded_s = self._ewma_s * math.exp((self._ewma_at - now) / _TAU_S)
-        return max(faded_s, _LEAST_S) * (len(self.running) / weight + 1)
+        return max(faded_s, _LEAST_S) * (self.in_flight(now, weight) + 1)
 
     def note(self, now: float, took_s: float, *, ok: bool) -> None:
         """An attempt is over."""
         if not ok:
             self._penalty = 1.0 + self._faded_penalty(now)
             self._penalty_at = now
+        self._doubted_until = now + self._fades_s if self._failed and not ok else -math.inf
+        self._failed = not ok
         latency_s = took_s if ok else max(took_s, self.timeout_s)
         faded = math.exp((self._ewma_at - now) / _TAU_S)
         if latency_s >= self._ewma_s * faded:

@@ -215,6 +215,9 @@ def _golden_step(length: int) -> int:
 # ── random ────────────────────────────────────────────────────────────────────────────────────
 
 
+_DRAWS: Final = 8  # before what is left is weighed anew, which takes longer the more hosts there are
+
+
 class RandomChoice:
     """Weighted random choice."""
 
@@ -230,9 +233,10 @@ class RandomChoice:
         """A host by chance, in proportion to the weights of those not in ``tried``."""
         if not self._hosts:
             return None
-        host = self._hosts[bisect_right(self._ends, int(self._random() * self._ends[-1]))]
-        if not tried or host not in tried:
-            return host
+        for _ in range(_DRAWS):
+            host = self._hosts[bisect_right(self._ends, int(self._random() * self._ends[-1]))]
+            if not tried or host not in tried:
+                return host
         parts = [(host, weight) for host, weight in self._parts if host not in tried]
         if not parts:
             return None
@@ -361,8 +365,8 @@ _SOME_COMPARED: Final = 16
 class LeastConnections:
     """The host with the least requests of this process in flight, for its weight (``least_conn`` of nginx).
 
-    Of hosts with the same load the one whose turn it is. In pools of more than 64 hosts 16 are compared that are
-    chosen at random by weight, so that a pick does not take longer the more hosts there are.
+    Of hosts with the same load the one whose turn it is by weight. In pools of more than 64 hosts 16 are compared
+    that are chosen at random by weight, so that a pick does not take longer the more hosts there are.
     """
 
     uses_key: ClassVar[bool] = False
@@ -383,20 +387,42 @@ class LeastConnections:
             return None
         now = self._now()
         least = self._load(best, now)
+        lesser: list[Candidate] = []
         for host in self._compared(tried):
             load = self._load(host, now)
             if load < least and host not in tried:
-                best, least = host, load
-        return best
+                least, lesser = load, [host]
+            elif lesser and load == least and host not in tried:
+                lesser.append(host)
+        if len(lesser) < 2:
+            return lesser[0] if lesser else best
+        # Those that were chosen by weight are in no order: the first is as good as any.
+        return self._turns.pick(None, _AllBut(lesser)) if self._compares_all else lesser[0]
+
+    @property
+    def _compares_all(self) -> bool:
+        return len(self._parts) <= _ALL_COMPARED
 
     def _compared(self, tried: Container[Candidate]) -> Iterator[Candidate]:
-        if len(self._parts) <= _ALL_COMPARED:
+        if self._compares_all:
             return (host for host, _ in self._parts)
         some = (self._random.pick(None, tried) for _ in range(_SOME_COMPARED))
         return (host for host in some if host is not None)
 
     def _load(self, host: Candidate, now: float) -> float:
-        return host.load.in_flight(now) / self._weights[host.id] if host.load else 0.0
+        return host.load.in_flight(now, self._weights[host.id]) if host.load else 0.0
+
+
+class _AllBut:
+    """All hosts but some."""
+
+    __slots__ = ("_some",)
+
+    def __init__(self, some: Container[Candidate]) -> None:
+        self._some = some
+
+    def __contains__(self, host: object) -> bool:
+        return host not in self._some
 
 
 class _Either:
@@ -440,13 +466,15 @@ class PowerOfTwoChoices:
         load, weight = host.load, self._weights[host.id]
         if load is None:
             return 0.0
-        return load.peak_ewma(now, weight) if self._is_by_latency else load.in_flight(now) / weight
+        return load.peak_ewma(now, weight) if self._is_by_latency else load.in_flight(now, weight)
 
 
 # ── slow start ────────────────────────────────────────────────────────────────────────────────
 
 _FIRST_SHARE: Final = 0.1
 _MOST_REFUSALS: Final = 100
+_MOST_CREDIT: Final = 2.0  # a host that the load speaks against is not to make up for it later
+_WEIGHED_TIMES: Final = 1000
 
 
 def ramp(host: Candidate, now: float, slow_start_s: float) -> float:
@@ -460,34 +488,44 @@ class SlowStart:
     """Another method, with hosts that came back refused for a part of their turns.
 
     The shares are exact at any moment: of the turns that the other method gives a host, it gets a part of
-    :func:`ramp`, relative to the host with the largest; what is refused is asked for again. A method by key
-    refuses by key, so that a key moves to the host once, as its share grows, and keys of other hosts stay where
-    they are.
+    :func:`ramp`, relative to the host with the largest; what is refused is asked for again. A method by load
+    would give an idle host nearly all turns: there the host gets so many of the pool's requests as its part of
+    the weights allows. A method by key refuses by key, so that a key moves to the host once, as its share grows,
+    and keys of other hosts stay where they are.
     """
 
     def __init__(
-        self, inner: Method, ramping: Sequence[Candidate], hosts: Sequence[Candidate], setting: Setting
+        self,
+        inner: Method,
+        parts: Sequence[tuple[Candidate, int]],
+        ramping: Sequence[Candidate],
+        setting: Setting,
     ) -> None:
         previous = setting.previous if isinstance(setting.previous, SlowStart) else None
         self.inner = inner
         self.uses_key = inner.uses_key
         self._setting = setting
-        self._ramping = {host.id: host for host in ramping}
-        self._all_ramp = all(host.id in self._ramping for host, _ in shares(hosts))
+        self._parts = parts
+        self._ramping = {host.id: weight for host, weight in parts if host in ramping}
         self._until = max(host.back_at for host in ramping) + setting.slow_start_s
-        known: dict[str, float] = previous._credits if previous else {}
+        self._is_by_load = isinstance(inner, LeastConnections | PowerOfTwoChoices)
+        self._turn: int = previous._turn if previous else 0
+        known: dict[str, tuple[float, int]] = previous._credits if previous else {}
         # Begun anywhere, so that all workers together give the share from the first moment.
-        self._credits: dict[str, float] = {
-            host.id: known.get(host.id, setting.random.random()) for host in ramping
+        self._credits: dict[str, tuple[float, int]] = {
+            host.id: known.get(host.id) or (setting.random.random(), self._turn) for host in ramping
         }
-        # These two would give the same host again.
-        self._asks_for_others = isinstance(inner, LeastConnections | PowerOfTwoChoices)
+        """What each may take, and the turn when that was said."""
+        self._weigh(setting.now())
 
     def pick(self, key: Key | None, tried: Container[Candidate]) -> Candidate | None:
         """The other method's next host that is not refused."""
         now = self._setting.now()
         if now >= self._until:
             return self.inner.pick(key, tried)
+        if now >= self._weigh_again_at:
+            self._weigh(now)
+        self._turn += 1
         by_key = key if self.uses_key else None
         refused: set[Candidate] = set()
         first = None
@@ -496,24 +534,32 @@ class SlowStart:
             if host is None or self._accepts(host, now, by_key):
                 return host if host is not None else first
             first = first or host
-            if by_key is not None or self._asks_for_others:
+            if by_key is not None or self._is_by_load:  # which would give the same host again
                 refused.add(host)
         return first
 
-    def _accepts(self, host: Candidate, now: float, key: Key | None) -> bool:
-        if host.id not in self._ramping:
-            return True
-        share = self._share(host, now)
-        if key is not None:
-            return _chance(key, host.id, self._setting.secret) < share
-        credit = self._credits[host.id] + share
-        self._credits[host.id] = credit - 1 if credit >= 1 else credit
-        return credit >= 1
-
-    def _share(self, host: Candidate, now: float) -> float:
+    def _weigh(self, now: float) -> None:
+        """Note what the parts are relative to; it takes longer the more hosts there are, so not at each pick."""
         slow_start_s = self._setting.slow_start_s
-        most = max(ramp(each, now, slow_start_s) for each in self._ramping.values()) if self._all_ramp else 1.0
-        return ramp(host, now, slow_start_s) / most
+        ramps = [(ramp(host, now, slow_start_s), weight) for host, weight in self._parts]
+        self._most = max(part for part, _ in ramps)
+        self._total = sum(part * weight for part, weight in ramps)
+        self._weigh_again_at = now + slow_start_s / _WEIGHED_TIMES
+
+    def _accepts(self, host: Candidate, now: float, key: Key | None) -> bool:
+        weight = self._ramping.get(host.id)
+        if weight is None:
+            return True
+        part = ramp(host, now, self._setting.slow_start_s)
+        if part >= self._most:
+            return True
+        if key is not None:
+            return _chance(key, host.id, self._setting.secret) < part / self._most
+        credit, turn = self._credits[host.id]
+        credit += (self._turn - turn) * part * weight / self._total if self._is_by_load else part / self._most
+        accepts = credit >= 1
+        self._credits[host.id] = min(credit, _MOST_CREDIT) - accepts, self._turn
+        return accepts
 
 
 def _chance(key: Key, host_id: str, secret: bytes) -> float:
@@ -531,9 +577,9 @@ def with_slow_start(factory: Factory, hosts: Sequence[Candidate], setting: Setti
     inner = factory(hosts, setting._replace(previous=inner_previous))
     if not setting.slow_start_s:
         return inner
-    now = setting.now()
-    ramping = [host for host in hosts if host.available and ramp(host, now, setting.slow_start_s) < 1]
-    return SlowStart(inner, ramping, hosts, setting) if ramping else inner
+    now, parts = setting.now(), shares(hosts)
+    ramping = [host for host, _ in parts if ramp(host, now, setting.slow_start_s) < 1]
+    return SlowStart(inner, parts, ramping, setting) if ramping else inner
 
 
 # ── the registry ──────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import os
 from collections import Counter
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resty_upstream import NoHostAvailable, Upstream
+from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.load import Load
 from resty_upstream.testing import FakeClock
 from tests.helpers import hosts, open_upstream, open_workers, refused, visit
@@ -117,15 +118,25 @@ def test_pools_that_do_not_ask_for_it_count_nothing() -> None:
 
 
 def simulate(
-    pools: dict[str, Any], takes_s: dict[str, float], *, rate: int, seconds: float, seed: int
+    pools: dict[str, Any],
+    takes_s: dict[str, float],
+    *,
+    rate: float,
+    seconds: float,
+    seed: int,
+    varies: bool = False,
+    before: Callable[[Upstream], object] = lambda _upstream: None,
 ) -> Counter[str]:
     """Requests at a steady rate on a clock of its own; which host each one went to first.
 
     :param takes_s: what a request takes at each host; a negative number fails after that time.
+    :param varies: whether it takes that on average, and not each time.
+    :param before: what happens to the upstream before the first request.
     """
     clock = FakeClock()
     upstream = open_upstream(pools, clock)
     upstream.replica._random.seed(seed)
+    before(upstream)
     random = Random(seed)
     numbers = itertools.count()
     ends: list[tuple[float, int, Any, bool]] = []
@@ -142,7 +153,8 @@ def simulate(
         attempt = next(upstream.attempts())
         takes = takes_s[attempt.host.id]
         picked[attempt.host.id] += 1
-        heapq.heappush(ends, (clock() + abs(takes), next(numbers), attempt, takes > 0))
+        lasts = random.expovariate(1 / abs(takes)) if varies else abs(takes)
+        heapq.heappush(ends, (clock() + lasts, next(numbers), attempt, takes > 0))
         arrival += random.expovariate(rate)
     return picked
 
@@ -157,6 +169,101 @@ def test_a_host_that_fails_fast_attracts_nothing(method: str, load: str, seed: i
     assert picked["a"] < 0.05 * picked.total()
     assert picked["a"] > 0, "it is asked again, or it could never come back"
     assert picked["b"] == pytest.approx(picked["c"], rel=0.25)
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+@pytest.mark.parametrize("load", ["in_flight", "peak_ewma"])
+@pytest.mark.parametrize(
+    ("timeout", "takes_s", "rate"), [(100, 0.05, 200), (100, 0.5, 200), (2000, 5.0, 40), (100, 0.5, 1000)]
+)
+def test_nor_does_it_where_requests_take_longer_than_the_timeout_of_the_pool(
+    method: str, load: str, timeout: int, takes_s: float, rate: int
+) -> None:
+    """That is for connecting; what the others are busy with has nothing to do with it."""
+    pools = pool_of(method, load=load, timeout=timeout)
+    picked = simulate(pools, {"a": -0.001, "b": takes_s, "c": takes_s}, rate=rate, seconds=20, seed=4)
+    assert 0 < picked["a"] < 0.05 * picked.total()
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+@pytest.mark.parametrize("load", ["in_flight", "peak_ewma"])
+def test_a_host_that_failed_fast_gets_its_share_again_when_it_answers(method: str, load: str) -> None:
+    """Within a minute, however often it failed."""
+    clock = FakeClock()
+    upstream = open_upstream(pool_of(method, load=load), clock)
+    upstream.replica._random.seed(6)
+    for _ in range(3000):
+        clock.advance(0.01)
+        with contextlib.suppress(NoHostAvailable):
+            visit(upstream, {"a": refused})
+    after: Counter[str] = Counter()
+    for number in range(12_000):
+        clock.advance(0.01)
+        (host_id,) = visit(upstream)
+        after[host_id] += number >= 6000
+    assert after["a"] / after.total() == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize("method", BY_LOAD)
+def test_after_an_outage_of_all_hosts_none_is_left_with_everything(method: str) -> None:
+    """Within a few seconds, whichever of them is the first to answer."""
+    clock = FakeClock()
+    upstream = open_upstream(pool_of(method), clock)
+    upstream.replica._random.seed(7)
+    for _ in range(2000):
+        clock.advance(0.005)
+        with contextlib.suppress(NoHostAvailable):
+            visit(upstream, dict.fromkeys("abc", refused))
+    clock.advance(2.1)
+    after: Counter[str] = Counter()
+    for _ in range(6000):
+        clock.advance(0.005)
+        after.update(visit(upstream))
+    assert min(after.values()) > 0.25 * after.total()
+
+
+def test_some_failures_among_successes_count_as_what_they_are() -> None:
+    """One request each, for a while: only failures in a row weigh more and more."""
+    load = Load(2.0)
+    assert load.in_flight(0.0) == 0
+    for number in range(1000):
+        load.note(number / 10, 0.001, ok=bool(number % 10))
+    assert load.in_flight(100.0) < 3
+
+
+@pytest.mark.parametrize("rate", [20, 60, 100, 160, 400])
+def test_of_hosts_with_the_same_load_none_is_preferred(rate: int) -> None:
+    """Not the first one of the pool either: all get the same within a tenth."""
+    ids = "abcdefghij"
+    takes_s = dict.fromkeys(ids, 0.05)
+    picked = simulate(pool_of("least_conn", *ids), takes_s, rate=rate, seconds=8000 / rate, seed=1, varies=True)
+    assert max(picked.values()) < 1.1 * min(picked.values())
+
+
+@pytest.mark.parametrize("load", ["in_flight", "peak_ewma"])
+@pytest.mark.parametrize("method", BY_LOAD)
+@pytest.mark.parametrize("count", [2, 10, 100])
+def test_a_host_that_starts_slowly_gets_its_part_though_it_is_idle(method: str, load: str, count: int) -> None:
+    """At its beginning a tenth of its share, whether the others are idle or busy."""
+    ids = [f"h{number}" for number in range(count)]
+
+    def come_back(upstream: Upstream) -> None:
+        UpstreamAPI(upstream).down_host("p", "h0")
+        UpstreamAPI(upstream).up_host("p", "h0")
+
+    pools = pool_of(method, *ids, load=load, slow_start=10**7)
+    expected = 0.1 / (count - 1 + 0.1)
+    for rate in (5, 20 * count, 100 * count):
+        picked = simulate(
+            pools,
+            dict.fromkeys(ids, 0.05),
+            rate=rate,
+            seconds=4000 / rate,
+            seed=2,
+            varies=True,
+            before=come_back,
+        )
+        assert picked["h0"] == pytest.approx(expected * picked.total(), abs=4)
 
 
 @pytest.mark.parametrize("method", BY_LOAD)
