@@ -205,7 +205,7 @@ class Attempt:
         load.note(now, self.duration_s, ok=ok)
         rule = self.pool.outlier_detection
         if rule is not None:
-            load.count(now, rule.window, ok=ok)
+            load.count(now, rule.window, ok=ok, back_at=self.target.back_at)
             if not ok and (reason := _outlier(load, rule, now)):
                 fact = Eject(now, self._began, time.time(), 2 * random() - 1, reason)
                 attempts.context.observe(self.target, fact, probe=False)

@@ -21,6 +21,7 @@ class Load:
     """One host, as this process meets it."""
 
     __slots__ = (
+        "_counts_since",
         "_doubted_until",
         "_ewma_at",
         "_ewma_s",
@@ -43,6 +44,7 @@ class Load:
         self._penalty_at = 0.0
         self._ewma_s = 0.0
         self._ewma_at = 0.0
+        self._counts_since = 0.0
         self._slots: list[_Slot] = []
 
     def in_flight(self, now: float, weight: float = 1.0) -> float:
@@ -95,8 +97,14 @@ class Load:
 
     # ── how much succeeds ─────────────────────────────────────────────────────────────────────
 
-    def count(self, now: float, window_s: float, *, ok: bool) -> None:
-        """Count an attempt for :meth:`success_rate`."""
+    def count(self, now: float, window_s: float, *, ok: bool, back_at: float = 0.0) -> None:
+        """Count an attempt for :meth:`success_rate`.
+
+        :param back_at: when the host came back from being down: what was before does not count.
+        """
+        if back_at > self._counts_since:
+            self._counts_since = back_at
+            self.forget_counts()
         number = int(now / window_s * _SLOTS)
         if not self._slots or self._slots[-1].number != number:
             self._slots = [*(slot for slot in self._slots if slot.number > number - _SLOTS), _Slot(number)]

@@ -380,10 +380,25 @@ class Replica:
         for key in keys:
             state = self._states.get(key)
             if state is not None:
-                for target, fact in [o for queue in queues for o in tuple(queue.get(key, ()))]:
-                    state = apply(state, fact, Rules.of(target.pool)).state
                 states[key] = state
+                for target, fact in [o for queue in queues for o in tuple(queue.get(key, ()))]:
+                    if not isinstance(fact, Eject) or self._may_eject(target.pool, states):
+                        states[key] = apply(states[key], fact, Rules.of(target.pool)).state
         return states
+
+    def _may_eject(self, pool: Pool, newer: Mapping[str, HostState]) -> bool:
+        """Whether a soft rule may take one more host of the pool, as far as this process knows.
+
+        :param newer: states that are worked out just now.
+        """
+        states = [
+            newer.get(key) or self._known_state(key) for key in (record_key(pool.id, h.id) for h in pool.hosts)
+        ]
+        return may_eject(sum(state.up for state in states), len(states))
+
+    def _known_state(self, key: str) -> HostState:
+        shows_queued = self._snapshot.targets.get(key) if key in self._on_top else None
+        return shows_queued.state if shows_queued else self._states.get(key) or HostState()
 
     def _complain_of_unknown_method(self, pool: Pool) -> None:
         if not is_registered(pool.method) and pool.method not in self._complaints:
@@ -524,7 +539,7 @@ class Replica:
         news = set()
         for observation in observations:
             key = observation.target.key
-            if _is_news(observation, current.get(key)):
+            if self._is_news(observation, current.get(key)):
                 self._enqueue(observation)
                 news.add(key)
         if news or self.has_queue:
@@ -597,7 +612,12 @@ class Replica:
     def would_change(self, key: str, fact: Fact) -> bool:
         """Whether a fact changes the state of a host, as far as this process knows."""
         target = self.snapshot().targets.get(key)
-        return target is not None and _is_news(Observation(target, fact), target)
+        return target is not None and self._is_news(Observation(target, fact), target)
+
+    def _is_news(self, observation: Observation, current: Target | None) -> bool:
+        if current is not None and isinstance(observation.fact, Eject) and not self._may_eject(current.pool, {}):
+            return False
+        return _is_news(observation, current)
 
     # ── the queue ─────────────────────────────────────────────────────────────────────────────
 

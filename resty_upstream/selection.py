@@ -198,6 +198,7 @@ def build(
         if _asks_for_load(pool):
             for target in hosts:
                 loads[target.key] = load = previous.loads.get(target.key) or Load(pool.timeout_s)
+                load.timeout_s = pool.timeout_s
                 target.note_load(load)
         if pool.up:
             plans.append(_plan(pool, hosts, old, setting))

@@ -18,7 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
+from resty_upstream.errors import StoreBusy
 from resty_upstream.load import Load
+from resty_upstream.state import Eject
+from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
 from tests.helpers import hosts, open_upstream, open_workers, refused, visit
 
@@ -368,6 +371,75 @@ def test_soft_rules_never_take_out_more_than_half(failing: set[str], workers: in
         for upstream in upstreams:
             half_fail(upstream, *(failing & set(ids)), rounds=30)
     assert 2 * len(up_hosts(upstreams[0])) >= count
+
+
+class StuckStore(MemoryStore):
+    """One that another process writes to for a long time."""
+
+    is_stuck = False
+
+    def transact(self, *args: Any, **options: Any) -> Any:
+        if self.is_stuck:
+            raise StoreBusy("another process writes")
+        return super().transact(*args, **options)
+
+
+@given(st.sets(st.sampled_from("abcdef"), min_size=1), st.integers(2, 6))
+def test_nor_do_they_while_the_store_cannot_be_written(failing: set[str], count: int) -> None:
+    """What waits to be written works in this process already; when it is written nothing more goes down."""
+    ids = "abcdef"[:count]
+    store = StuckStore(clock=FakeClock())
+    upstream = Upstream(store)
+    upstream.configure(outlier_pools(*ids))
+    upstream.replica.snapshot()
+    store.is_stuck = True
+    half_fail(upstream, *(failing & set(ids)))
+    assert 2 * available(upstream) >= count
+    store.is_stuck = False
+    visit(upstream)
+    upstream.post_process()
+    assert 2 * len(up_hosts(upstream)) >= count
+
+
+def available(upstream: Upstream) -> int:
+    return sum(target.available for target in upstream.replica.snapshot().targets.values())
+
+
+def test_when_half_of_a_pool_is_out_nothing_more_is_written_for_the_rule() -> None:
+    """An outage is when everyone writes."""
+    upstream = open_upstream(outlier_pools("a", "b"))
+    half_fail(upstream, "a")
+    assert up_hosts(upstream) == {"b"}
+    target = upstream.replica.snapshot().targets["p\x1fb"]
+    assert not upstream.replica.would_change(target.key, Eject(1000.0, 1000.0, 0.0, 0.0, "success rate 0%"))
+
+
+def test_what_a_host_did_before_it_came_back_does_not_count() -> None:
+    """Not in a worker either that did not take it down, and has it in its window yet."""
+    clock = FakeClock()
+    pools = {"p": {"max_fails": 0, "outlier_detection": {**RULE, "window": 600}, "hosts": hosts("a", weight=1)}}
+    pools["p"]["hosts"] |= hosts("b", weight=0)
+    upstream = open_upstream(pools, clock)
+    api = UpstreamAPI(upstream)
+    for _ in range(9):
+        visit(upstream, {"a": refused})
+    api.down_host("p", "a")
+    clock.advance(10)
+    api.up_host("p", "a")
+    clock.advance(10)
+    visit(upstream)
+    visit(upstream, {"a": refused})
+    assert up_hosts(upstream) == {"a", "b"}
+
+
+def test_another_timeout_of_the_pool_is_what_a_failure_counts_as_from_then_on() -> None:
+    upstream = open_upstream(pool_of("p2c", timeout=100))
+    attempt = next(upstream.attempts())
+    upstream.configure(pool_of("p2c", timeout=5000))
+    loads = [target.load for target in upstream.replica.snapshot().targets.values()]
+    assert {load.timeout_s for load in loads if load} == {5.0}
+    with attempt:
+        pass
 
 
 def test_a_host_may_still_go_down_for_other_reasons_when_half_of_the_pool_is_out() -> None:
