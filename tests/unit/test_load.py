@@ -480,3 +480,60 @@ def test_hosts_that_fail_one_after_the_other_are_to_blame_themselves(caplog: pyt
         visit(upstream, {"b": refused, "a": refused})
     assert not up_hosts(upstream)
     assert not alike(caplog)
+
+
+def all_fail(
+    upstream: Upstream, reason: Callable[[str], Callable[[], BaseException]] = lambda _id: refused
+) -> None:
+    """Until no host is up."""
+    for _ in range(10):
+        if up_hosts(upstream):
+            with contextlib.suppress(NoHostAvailable):
+                visit(upstream, {host_id: reason(host_id) for host_id in "abc"})
+
+
+def test_a_pool_that_flaps_is_spoken_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b", "c"), "max_fails": 1, "failed_timeout": 1}}, clock)
+    for said in (1, 1, 1, 2):
+        all_fail(upstream)
+        assert not up_hosts(upstream)
+        assert len(alike(caplog)) == said
+        clock.advance(25)
+        for host_id in "abc":
+            UpstreamAPI(upstream).up_host("p", host_id)
+
+
+def test_of_workers_that_see_it_only_one_says_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The one whose attempt took the last host down."""
+    workers = open_workers(3, {"p": {"hosts": hosts("a", "b", "c"), "max_fails": 2}})
+    for _ in range(3):
+        for upstream in workers:
+            with contextlib.suppress(NoHostAvailable):
+                visit(upstream, dict.fromkeys("abc", refused))
+    assert not up_hosts(workers[0])
+    assert len(alike(caplog)) == 1
+
+
+def test_hosts_that_fail_in_different_ways_or_by_hand_are_no_fault_of_ours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pools = {"p": {"hosts": hosts("a", "b", "c"), "max_fails": 1}}
+    by_fault = open_upstream(pools)
+    all_fail(by_fault, lambda host_id: ConnectionResetError if host_id == "b" else refused)
+    assert not up_hosts(by_fault)
+    by_hand = open_upstream(pools)
+    for host_id in "abc":
+        UpstreamAPI(by_hand).down_host("p", host_id)
+    one_by_hand = open_upstream(pools)
+    UpstreamAPI(one_by_hand).down_host("p", "a")
+    all_fail(one_by_hand)
+    assert not up_hosts(one_by_hand)
+    assert not alike(caplog)
+
+
+def test_a_pool_of_one_host_says_nothing_of_us(caplog: pytest.LogCaptureFixture) -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a"), "max_fails": 1}})
+    all_fail(upstream)
+    assert not up_hosts(upstream)
+    assert not alike(caplog)

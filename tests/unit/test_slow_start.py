@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resty_upstream import Upstream, UpstreamAPI
+from resty_upstream.methods import ramp
+from resty_upstream.selection import Target
 from resty_upstream.testing import FakeClock
 from tests.helpers import hosts, open_upstream, take_down, visit
 
@@ -27,6 +30,10 @@ def come_back(upstream: Upstream, clock: FakeClock, host_id: str) -> None:
     clock.advance(15)
     visit(upstream)
     assert upstream.get_pools()["p"]["hosts"][host_id]["up"]
+
+
+def ramp_of(targets: list[Target], host_id: str, now: float) -> float:
+    return next(ramp(target, now, SLOW_START_S) for target in targets if target.id == host_id)
 
 
 def shares(upstream: Upstream, requests: int, **options: str) -> dict[str, float]:
@@ -57,6 +64,40 @@ def test_the_shares_are_exact_at_every_moment(weights: list[int], since_s: float
         assert found.get(f"h{number}", 0) == pytest.approx(
             weight / sum(counted), abs=3.5 / requests * len(weights)
         )
+
+
+@settings(max_examples=1000)
+@given(
+    method=st.sampled_from(["round_robin", "random", "least_conn", "p2c"]),
+    weights=st.lists(st.integers(1, 9), min_size=2, max_size=6),
+    back=st.lists(st.floats(0, 10), min_size=1, max_size=6),
+    seed=st.integers(0, 999),
+)
+def test_no_host_is_refused_for_ever_and_none_gets_more_than_its_part(
+    method: str, weights: list[int], back: list[float], seed: int
+) -> None:
+    """However many hosts came back, each at its own moment; all others are well."""
+    clock = FakeClock()
+    pool: dict[str, Any] = {"method": method, "slow_start": SLOW_START_S, "hosts": {}}
+    for number, weight in enumerate(weights):
+        pool["hosts"][f"h{number}"] = {"host": "h.test", "weight": weight}
+    upstream = open_upstream({"p": pool}, clock)
+    upstream.replica._random.seed(seed)
+    api = UpstreamAPI(upstream)
+    for number, wait_s in enumerate(back[: len(weights) - 1]):
+        api.down_host("p", f"h{number}")
+        api.up_host("p", f"h{number}")
+        clock.advance(wait_s)
+    targets = [upstream.replica.snapshot().targets[f"p\x1fh{number}"] for number in range(len(weights))]
+    counted = {target.id: target.weight * ramp(target, clock(), SLOW_START_S) for target in targets}
+    found = shares(upstream, 300)
+    assert set(found) <= set(counted)
+    for host_id, part in counted.items():
+        if method != "random" and ramp_of(targets, host_id, clock()) < 1:
+            # Of a method by load all at most that; here nobody is busy.
+            assert found.get(host_id, 0) <= part / sum(counted.values()) + 0.05
+        if part / sum(counted.values()) > 0.05:
+            assert found[host_id] > 0
 
 
 @pytest.mark.parametrize("method", ["round_robin", "random", "least_conn", "p2c"])
