@@ -55,19 +55,19 @@ class Load:
 
         :param weight: of the host: so many requests weigh like one.
         """
-        return self._under_way(now) / weight + (_DOUBT if now < self._doubted_until else 0.0)
-
-    def _under_way(self, now: float) -> float:
-        penalty = self._faded_penalty(now) if self._penalty else 0.0
-        # A trace of it would decide between hosts that are idle.
-        return len(self.running) + (penalty if penalty > _TRACE else 0.0)
+        if not self._penalty:
+            return len(self.running) / weight
+        doubt = _DOUBT if now < self._doubted_until else 0.0
+        return (len(self.running) + self._faded_penalty(now)) / weight + doubt
 
     @property
     def _fades_s(self) -> float:
         return max(self.timeout_s, _FADES_S)
 
     def _faded_penalty(self, now: float) -> float:
-        return self._penalty * math.exp((self._penalty_at - now) / self._fades_s)
+        faded = self._penalty * math.exp((self._penalty_at - now) / self._fades_s)
+        # A trace of it would decide between hosts that are idle.
+        return faded if faded > _TRACE else 0.0
 
     def peak_ewma(self, now: float, weight: float = 1.0) -> float:
         """The latency in seconds times the requests under way, as of :meth:`in_flight`, with this one.

@@ -233,9 +233,12 @@ class RandomChoice:
         """A host by chance, in proportion to the weights of those not in ``tried``."""
         if not self._hosts:
             return None
+        host = self._hosts[bisect_right(self._ends, int(self._random() * self._ends[-1]))]
+        if not tried or host not in tried:
+            return host
         for _ in range(_DRAWS):
             host = self._hosts[bisect_right(self._ends, int(self._random() * self._ends[-1]))]
-            if not tried or host not in tried:
+            if host not in tried:
                 return host
         parts = [(host, weight) for host, weight in self._parts if host not in tried]
         if not parts:
