@@ -38,7 +38,7 @@ from resty_upstream.cli.call import (
     option,
     strerror,
 )
-from resty_upstream.cli.logs import unseen_logs
+from resty_upstream.cli.logs import Heard, unseen_logs
 from resty_upstream.cli.screen import Screen
 from resty_upstream.cli.watching import Watcher
 from resty_upstream.config import Upstreams
@@ -87,17 +87,19 @@ def perform(
     screen: Screen,
     *,
     owns_memory: bool = False,
+    heard: Heard | None = None,
 ) -> None:
     """Do what was asked.
 
     :param options: what the parser made of it.
     :param find: makes the upstreams by name.
     :param owns_memory: whether this process may be the one that uses a store in memory.
+    :param heard: what :func:`own_process` gave.
     :raises CommandFailed: when it cannot be done.
     """
     verb = _BY_NAME[options.verb]
     try:
-        verb.run(Call(options, find, screen, begins=verb.begins, owns_memory=owns_memory))
+        verb.run(Call(options, find, screen, begins=verb.begins, owns_memory=owns_memory, heard=heard))
         screen.stream.flush()
     except BrokenPipeError:
         raise
@@ -112,25 +114,26 @@ def perform(
 
 
 @contextlib.contextmanager
-def own_process(complain: Callable[[str], object]) -> Iterator[None]:
+def own_process(complain: Callable[[str], object]) -> Iterator[Heard]:
     """A context for a command that is a process of its own.
 
     Nothing is logged on the terminal, a reader that has gone away is none to complain to, and Ctrl-C ends it.
 
     :param complain: called with what the user must know although the command did what was asked.
+    :returns: for :func:`perform`, so that a command that goes on says such things as they happen.
     :raises CommandFailed: as it is raised inside, with what else the user must know.
     """
-    with unseen_logs() as heard:
+    with unseen_logs(complain) as heard:
         try:
-            yield
-            if heard:
-                complain("; ".join(heard))
+            yield heard
+            if heard.messages:
+                complain("; ".join(heard.messages))
         except BrokenPipeError:
             pass
         except KeyboardInterrupt:
             raise SystemExit(_INTERRUPTED) from None
         except CommandFailed as failed:
-            raise type(failed)("; ".join([str(failed), *heard])) from None
+            raise type(failed)("; ".join([str(failed), *heard.messages])) from None
         finally:
             _drop_what_cannot_be_written()
 
@@ -165,9 +168,10 @@ def run(
 
     output, errors = _prepared(sys.stdout), _prepared(sys.stderr)
     try:
-        with own_process(complain):
+        with own_process(complain) as heard:
             options = parser.parse_args(given)
-            perform(options, functools.partial(find, options), Screen(output), owns_memory=owns_memory)
+            finder = functools.partial(find, options)
+            perform(options, finder, Screen(output), owns_memory=owns_memory, heard=heard)
     except CommandFailed as failed:
         complain(str(failed))
         return failed.code
@@ -179,10 +183,18 @@ def run(
 def _prepared(stream: TextIO | None) -> TextIO:
     """A standard stream that prints what its encoding lacks in ASCII; nowhere, where it is closed."""
     if stream is None:
-        return io.StringIO()
+        return _Nowhere()
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
+
+
+class _Nowhere(io.StringIO):
+    """A stream that keeps nothing: what is printed may go on for weeks."""
+
+    def write(self, text: str, /) -> int:
+        """Forget it."""
+        return len(text)
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -220,6 +220,24 @@ timeout = _pool_option("timeout")
 max_fails = _pool_option("max_fails")
 failed_timeout = _pool_option("failed_timeout")
 failed_timeout_max = _pool_option("failed_timeout_max")
+slow_start = _pool_option("slow_start")
+
+
+def _asking_for(path: str) -> dict[str, str]:
+    pool_from_options("-", {"healthcheck": {"path": path}})
+    return {"path": path}
+
+
+healthcheck = _checked(_asking_for)
+"""A check of hosts that asks for a path."""
+
+
+def limit(text: str) -> int:
+    """How many at most: one at least."""
+    number = int(max_fails(text))
+    if not number:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return number
 
 
 def seconds(text: str) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from resty_upstream.api import UpstreamAPI
+from resty_upstream.cli.logs import Heard
 from resty_upstream.cli.screen import Screen
 from resty_upstream.cli.text import listed, shown
 from resty_upstream.errors import InvalidConfig
@@ -98,6 +100,7 @@ class Call:
     :param find: makes the upstreams by name.
     :param begins: whether an upstream, and a store, may begin.
     :param owns_memory: whether this process may be the one that uses a store in memory.
+    :param heard: what goes wrong meanwhile; None where others are told by the log.
     """
 
     def __init__(
@@ -108,10 +111,12 @@ class Call:
         *,
         begins: bool = False,
         owns_memory: bool = False,
+        heard: Heard | None = None,
     ) -> None:
         self.options = options
         self.screen = screen
         self.begins = begins
+        self.heard = heard
         self._find = find
         self._owns_memory = owns_memory
 
@@ -129,12 +134,9 @@ class Call:
 
         :raises CommandFailed: when there is no such upstream, or none that can be used from here.
         """
-        try:
-            return self._usable(self.name)
-        except InvalidConfig as error:
-            more = len(error.problems) - 1
-            rest = f" (and {more} more: the verb check names them all)" if more else ""
-            raise CommandFailed(f"{error.problems[0]}{rest}") from None
+        with _naming_one_problem():
+            name = self.name
+        return self.usable(name)
 
     @property
     def api(self) -> UpstreamAPI:
@@ -142,13 +144,36 @@ class Call:
         return UpstreamAPI(self.upstream)
 
     @property
-    def chosen(self) -> list[Upstream]:
-        """The upstream that is named, or all.
+    def command(self) -> str:
+        """The command without its verb, as it would be typed."""
+        return str(self.options.prog).rpartition(" ")[0]
 
-        :raises InvalidConfig: naming every problem of the configuration.
-        :raises CommandFailed: when there is none.
+    @property
+    def chosen(self) -> list[str]:
+        """The name of the upstream that is meant, or those of all; one that may begin where there is none yet.
+
+        :raises CommandFailed: when there is none, and none may begin; for a configuration that is wrong.
         """
-        return [self._usable(name) for name in (self.names() if self.options.upstream is None else [self.name])]
+        with _naming_one_problem():
+            is_one = self.options.upstream is not None or (self._may_begin and not list(self.upstreams))
+            return [self.name] if is_one else self.names()
+
+    @property
+    def _may_begin(self) -> bool:
+        return self.begins and isinstance(self.upstreams, StoredUpstreams)
+
+    def usable(self, name: str) -> Upstream:
+        """The upstream of that name.
+
+        :raises CommandFailed: when it cannot be used from here; for a configuration that is wrong.
+        """
+        with _naming_one_problem():
+            upstream = self.upstreams[name]
+        if upstream.store.clock_id == "process" and not self._owns_memory:
+            raise CommandFailed(
+                f"the store of upstream {name} is {MEMORY}, in the memory of one process: no other can see it"
+            )
+        return upstream
 
     @property
     def name(self) -> str:
@@ -158,10 +183,9 @@ class Call:
         :raises CommandFailed: when there is no such upstream.
         """
         given = self.options.upstream
-        may_begin = self.begins and isinstance(self.upstreams, StoredUpstreams)
-        if given is not None and may_begin:
+        if given is not None and self._may_begin:
             return str(given)
-        known = [] if may_begin and not list(self.upstreams) else self.names()
+        known = [] if self._may_begin and not list(self.upstreams) else self.names()
         if given is None:
             return _default(known)
         if given not in known:
@@ -180,13 +204,16 @@ class Call:
             raise CommandFailed("there are no upstreams yet")
         return known
 
-    def _usable(self, name: str) -> Upstream:
-        upstream = self.upstreams[name]
-        if upstream.store.clock_id == "process" and not self._owns_memory:
-            raise CommandFailed(
-                f"the store of upstream {name} is {MEMORY}, in the memory of one process: no other can see it"
-            )
-        return upstream
+
+@contextlib.contextmanager
+def _naming_one_problem() -> Iterator[None]:
+    """A context for those who need a configuration that is right: one line says what is wrong with it."""
+    try:
+        yield
+    except InvalidConfig as error:
+        more = len(error.problems) - 1
+        rest = f" (and {more} more: the verb check names them all)" if more else ""
+        raise CommandFailed(f"{error.problems[0]}{rest}") from None
 
 
 def _default(known: list[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 from typing import Any, Final
 
 from resty_upstream.cli import arguments
@@ -15,9 +15,9 @@ Options = dict[str, Any]
 
 
 def user_name() -> str:
-    """The user of this process, for the history."""
+    """The user of this process, for the history: as the system has it, since anybody can set ``$LOGNAME``."""
     try:
-        return getpass.getuser()[:200]
+        return shown(pwd.getpwuid(os.getuid()).pw_name)[:200]
     except (KeyError, OSError):  # an id without a name
         return f"user {os.getuid()}"
 
@@ -52,7 +52,16 @@ def _host(call: Call) -> str:
 
 # ── pools ─────────────────────────────────────────────────────────────────────────────────────
 
-_POOL_OPTIONS: Final = ("method", "timeout", "priority", "max_fails", "failed_timeout", "failed_timeout_max")
+_POOL_OPTIONS: Final = (
+    "method",
+    "timeout",
+    "priority",
+    "max_fails",
+    "failed_timeout",
+    "failed_timeout_max",
+    "healthcheck",
+    "slow_start",
+)
 
 
 def create_pool(call: Call) -> None:
@@ -202,8 +211,22 @@ VERBS: Final = (
                 metavar="S",
                 help="up to which that is doubled with each failed probe (default 60)",
             ),
+            option(
+                "--healthcheck",
+                type=arguments.healthcheck,
+                nargs="?",
+                const=True,
+                metavar="PATH",
+                help="check hosts, by asking for / or for that path",
+            ),
+            option(
+                "--slow-start",
+                type=arguments.slow_start,
+                metavar="S",
+                help="how long a host that comes back gets less than its share: seconds, or 30s (default 0)",
+            ),
         ),
-        ("reserve --priority 10 --timeout 250ms",),
+        ("reserve --priority 10 --timeout 250ms", "primary --healthcheck /health --slow-start 30s"),
         begins=True,
     ),
     Verb(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from resty_upstream.cli import arguments
-from resty_upstream.cli.call import Call, Verb, option
+from resty_upstream.cli.call import Call, StoredUpstreams, Verb, option
 from resty_upstream.cli.screen import DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
 from resty_upstream.cli.showing import JSON, dumped
 from resty_upstream.cli.signals import ENDS, Signals
 from resty_upstream.cli.text import counted, listed, shown
+from resty_upstream.errors import StoreError
 from resty_upstream.events import HostEvent
 from resty_upstream.health.functions import named_in
 from resty_upstream.history import Transition
@@ -86,50 +88,95 @@ def _iso(at: float) -> str:
 
 def run_checks(call: Call) -> None:
     """Check hosts until a signal comes."""
-    upstreams = call.chosen
-    lines = _Lines(call.screen, _event_as_json if call.options.json else _event_as_text)
-    for upstream in upstreams:
-        upstream.bind("host_up", lines.event)
-        upstream.bind("host_down", lines.event)
-        upstream.open()
     with Signals(call.screen.stream) as signals:
+        if call.heard:
+            call.heard.say_at_once()
+        checking = _Checking(call)
         try:
-            _check_until_it_ends(upstreams, lines, signals, says_what=not call.options.json)
+            for name in call.chosen:
+                checking.begin(name)
+            came: frozenset[int] = frozenset()
+            while not ENDS & came:
+                checking.go_on()
+                came = signals.wait(_LOOK_S)
         finally:
-            for upstream in upstreams:
-                upstream.stop_checker()
+            checking.end()
 
 
-def _check_until_it_ends(
-    upstreams: Sequence[Upstream], lines: _Lines, signals: Signals, *, says_what: bool
-) -> None:
-    for upstream in upstreams if says_what else ():
-        for line in _beginning(upstream):
-            lines.say(line)
-    troubles = dict.fromkeys((upstream.id for upstream in upstreams), "")
-    came: frozenset[int] = frozenset()
-    while not ENDS & came:
-        for upstream in upstreams:
+class _Checking:
+    """What this process checks, and prints of it."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._upstreams: dict[str, Upstream] = {}
+        self._troubles: dict[str, str] = {}
+        self._lines = _Lines(call.screen, _event_as_json if call.options.json else _event_as_text)
+
+    def begin(self, name: str) -> None:
+        """Take an upstream on."""
+        upstream = self._call.usable(name)
+        upstream.bind("host_up", self._lines.event)
+        upstream.bind("host_down", self._lines.event)
+        upstream.open()
+        self._upstreams[name] = upstream
+        self._say_what(upstream)
+
+    def _say_what(self, upstream: Upstream) -> None:
+        what, *warnings = _beginning(upstream)
+        if not self._call.options.json:
+            self._lines.say(what, *warnings)
+        elif self._call.heard:
+            for warning in warnings:
+                self._call.heard.complain(warning)
+
+    def go_on(self) -> None:
+        """Take on what is new, and see to it that all is checked still."""
+        with contextlib.suppress(StoreError):  # the next time will do
+            for name in self._new():
+                self.begin(name)
+        for upstream in self._upstreams.values():
             upstream.start_checker(dedicated=True)  # again, should it have ended
-            trouble = str(upstream.replica.trouble or "")
-            if trouble != troubles[upstream.id]:
-                troubles[upstream.id] = trouble
-                lines.trouble(upstream.id, trouble)
-        came = signals.wait(_LOOK_S)
+            if self._call.options.json:
+                self._look_for_trouble(upstream)
+
+    def _new(self) -> list[str]:
+        """The upstreams that have begun in the store since."""
+        known = self._call.upstreams
+        if self._call.options.upstream is not None or not isinstance(known, StoredUpstreams):
+            return []
+        return [name for name in known if name not in self._upstreams]
+
+    def _look_for_trouble(self, upstream: Upstream) -> None:
+        """Also for programs, which read no log."""
+        trouble = str(upstream.replica.trouble or "")
+        if trouble != self._troubles.get(upstream.id, ""):
+            self._lines.trouble(upstream.id, trouble)
+        self._troubles[upstream.id] = trouble
+
+    def end(self) -> None:
+        """Leave it to others, who go on at once."""
+        for upstream in self._upstreams.values():
+            upstream.stop_checker()
 
 
 def _beginning(upstream: Upstream) -> list[str]:
-    """What will be done, in sentences."""
+    """What will be done, in a sentence, and what cannot be in another."""
     pools = upstream.replica.snapshot().pools
-    checked = [(pool, host) for pool in pools for host in pool.hosts if pool.check_of(host) is not None]
-    if not checked:
+    checks = {
+        f"{pool.id}/{host.id}": check.type
+        for pool in pools
+        for host in pool.hosts
+        if (check := pool.check_of(host)) is not None
+    }
+    if not checks:
         return [f"upstream {upstream.id}: no host has a healthcheck; it is waited for one"]
-    said = [f"upstream {upstream.id}: {counted(len(checked), 'host')} to be checked"]
-    foreign = sorted(named_in(pools) - named_in(upstream.replica.declared or ()))
-    if foreign:
+    foreign = set(checks.values()) & (named_in(pools) - named_in(upstream.replica.declared or ()))
+    left_out = [host for host, function in checks.items() if function in foreign]
+    said = [f"upstream {upstream.id}: {counted(len(checks) - len(left_out), 'host')} to be checked"]
+    if left_out:
         said.append(
-            f"upstream {upstream.id}: {listed(foreign)} is only called by processes whose own settings name it: "
-            "use manage.py upstream run-checks, or --config"
+            f"upstream {upstream.id}: not {listed(left_out)}, since {listed(sorted(foreign))} is only called by "
+            "processes whose own settings name it: use manage.py upstream run-checks, or --config"
         )
     return said
 
@@ -142,26 +189,23 @@ class _Lines:
         self._form = form
         self._lock = threading.Lock()
 
-    def say(self, line: str) -> None:
-        """Print a sentence."""
-        self._print(shown(line))
+    def say(self, *lines: str) -> None:
+        """Print sentences."""
+        self._print(*map(shown, lines))
 
     def event(self, event: HostEvent) -> None:
         """Print that a host went up or down."""
-        self._print(self._form(event))
+        with contextlib.suppress(BrokenPipeError):  # which ends the command, not the checker
+            self._print(self._form(event))
 
     def trouble(self, upstream_id: str, trouble: str) -> None:
         """Print that the store fails, or does no longer."""
-        if self._form is _event_as_json:
-            event = {"event": "store_lost", "reason": trouble} if trouble else {"event": "store_back"}
-            self._print(json.dumps({"time": _iso(time.time()), "upstream": upstream_id, **event}))
-        else:
-            what = f"the store cannot be used: {trouble}" if trouble else "the store works again"
-            self.say(f"{_local(time.time())}  upstream {upstream_id}: {what}")
+        event = {"event": "store_lost", "reason": trouble} if trouble else {"event": "store_back"}
+        self._print(json.dumps({"time": _iso(time.time()), "upstream": upstream_id, **event}))
 
-    def _print(self, line: str) -> None:
+    def _print(self, *lines: str) -> None:
         with self._lock:
-            self._screen.line(line)
+            self._screen.lines(lines)
             self._screen.stream.flush()
 
 
@@ -202,7 +246,7 @@ VERBS: Final = (
             option(
                 "--limit",
                 metavar="N",
-                type=arguments.max_fails,
+                type=arguments.limit,
                 default=1000,
                 help="how many of them, the newest (default 1000)",
             ),
@@ -217,8 +261,10 @@ VERBS: Final = (
         "Check all hosts that have a healthcheck, of all upstreams or of the one that is named, until Ctrl-C or "
         "SIGTERM. Web workers leave it to this process while it runs, and do it by themselves when it does not. "
         "Of several such processes one checks, and the others stand by.\n\n"
-        "A line is printed for each host that comes up or goes down; with --json it is an object.",
+        "A line is printed for each host that comes up or goes down; with --json it is an object. What goes "
+        "wrong, as with the store, is said on standard error, and it goes on.",
         (option("--json", action="store_true", help="print each event as JSON"),),
         ("",),
+        begins=True,
     ),
 )

@@ -6,7 +6,7 @@ remembers a store that was lost would write it back. Who only looks must do neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Final, NamedTuple
 
@@ -57,11 +57,6 @@ class Look(NamedTuple):
     """See :class:`Stored`."""
     checks: Checks = NO_CHECKS
 
-    @property
-    def has_checks(self) -> bool:
-        """Whether any host is to be checked."""
-        return any(pool.check_of(host) is not None for pool in self.pools for host in pool.hosts)
-
     def states(self) -> dict[str, HostState]:
         """The states of all hosts, by :func:`~resty_upstream.model.record_key`."""
         return {
@@ -73,6 +68,11 @@ class Look(NamedTuple):
     def declared_pool(self, pool_id: str) -> Pool | None:
         """The pool as it was declared; None where it was not."""
         return next((pool for pool in self.declared if pool.id == pool_id), None)
+
+
+def has_checks(pools: Iterable[Pool]) -> bool:
+    """Whether any host of these pools is to be checked."""
+    return any(pool.check_of(host) is not None for pool in pools for host in pool.hosts)
 
 
 def look(upstream: Upstream, key: Key | None = None) -> Look:
@@ -120,7 +120,7 @@ def read_checks(upstream: Upstream, pools: Pools) -> Checks:
 
     :raises StoreError: when the store cannot be used.
     """
-    if not any(pool.check_of(host) is not None for pool in pools for host in pool.hosts):
+    if not has_checks(pools):
         return NO_CHECKS
     running = bool(upstream.store.holder(upstream.id, CHECKER_LEASE))
     return Checks(running, read_results(upstream.store, upstream.id))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, CommandFailed, Verb, option
-from resty_upstream.cli.look import Look, look
+from resty_upstream.cli.look import Look, has_checks, look
 from resty_upstream.cli.screen import BOLD, DIM, GREEN, RED, YELLOW, Cell, Column, Screen, table
 from resty_upstream.cli.text import counted, duration, listed, shown
 from resty_upstream.model import (
@@ -37,12 +37,13 @@ def list_pools(call: Call) -> None:
     if call.options.json:
         call.screen.line(dumped({"upstream": call.upstream.id, **_look_as_json(seen)}))
     else:
-        call.screen.lines(list_lines(call.screen, call.upstream.id, seen))
+        call.screen.lines(list_lines(call.screen, call.upstream.id, seen, call.command))
 
 
-def list_lines(screen: Screen, name: str, seen: Look, *, only_notable: bool = False) -> list[str]:
+def list_lines(screen: Screen, name: str, seen: Look, command: str, *, only_notable: bool = False) -> list[str]:
     """What ``list`` prints.
 
+    :param command: what is typed to use the verbs.
     :param only_notable: whether hosts are left out that are up and no more.
     """
     lines = screen.paragraph(f"upstream {shown(name)}: {shown(seen.explanation.summary)}", style=BOLD)
@@ -51,14 +52,15 @@ def list_lines(screen: Screen, name: str, seen: Look, *, only_notable: bool = Fa
         left_out = len(pool.hosts) - len(hosts)
         lines += ["", *pool_lines(screen, seen, pool, hosts)]
         lines += [f"  … {counted(left_out, 'host')} more, up"] * (left_out > 0)
-    if seen.has_checks and not seen.checks.running:
-        lines += ["", *screen.paragraph(NOBODY_CHECKS, style=YELLOW)]
-    return lines
+    return lines + _nobody_checks(screen, seen, seen.pools, command)
 
 
-NOBODY_CHECKS: Final = (
-    "No process checks hosts now: web workers do from their first request, and the verb run-checks does."
-)
+def _nobody_checks(screen: Screen, seen: Look, pools: Iterable[Pool], command: str) -> list[str]:
+    """That hosts of these pools are to be checked, and are not; nothing where all is well."""
+    if seen.checks.running or not has_checks(pools):
+        return []
+    what = f"No process checks hosts now: start the application, or {command} run-checks"
+    return ["", *screen.paragraph(what, style=YELLOW)]
 
 
 _HOST_COLUMNS: Final = (
@@ -208,6 +210,7 @@ def show_pool(call: Call) -> None:
     call.screen.lines(_option_lines(call.screen, seen, pool.pool))
     if pool.hosts:
         call.screen.lines(["", *host_lines(call.screen, seen, pool, pool.hosts)])
+        call.screen.lines(_nobody_checks(call.screen, seen, [pool.pool], call.command))
     for number, sentence in enumerate(_host_origins(seen, pool.pool)):
         call.screen.lines([""] * (not number) + call.screen.paragraph(shown(sentence), "  ", "    "))
 

@@ -92,7 +92,7 @@ def watch(call: Call) -> None:
     """Print what happens until a signal, or until nobody reads it any more."""
     watcher = Watcher(call.upstream)
     if call.screen.is_live and not call.options.json:
-        _watch_live(call.screen, watcher, call.options.interval)
+        _watch_live(call, watcher)
     else:
         _watch_lines(call.screen, watcher, call.options.interval, _as_json if call.options.json else _as_text)
 
@@ -125,15 +125,16 @@ _TO_END_OF_SCREEN: Final = "\x1b[J"
 _EVENTS_KEPT: Final = 100
 
 
-def _watch_live(screen: Screen, watcher: Watcher, interval_s: float) -> None:
+def _watch_live(call: Call, watcher: Watcher) -> None:
     """The table, redrawn in place, with the last events below it."""
+    screen = call.screen
     events: deque[str] = deque(maxlen=_EVENTS_KEPT)
     with Signals(screen.stream, (signal.SIGWINCH, signal.SIGTSTP)) as signals, _full_screen(screen):
         came: frozenset[int] = frozenset()
         while not ENDS & came:
             events += [f"{_clock()}  {shown(str(event))}" for event in watcher.look()]
-            _draw(screen, _frame(screen, watcher, events))
-            came = signals.wait(interval_s)
+            _draw(screen, _frame(call, watcher, events))
+            came = signals.wait(call.options.interval)
             if signal.SIGTSTP in came:
                 _stop(screen)
 
@@ -168,17 +169,19 @@ def _clock() -> str:
     return time.strftime("%H:%M:%S")
 
 
-def _frame(screen: Screen, watcher: Watcher, events: deque[str]) -> list[str]:
+def _frame(call: Call, watcher: Watcher, events: deque[str]) -> list[str]:
     """What fits on the terminal: the table as far as it does, the last events, and how to end it."""
+    screen = call.screen
     room = terminal_size().lines - 2
     last = [screen.fitted(event) for event in list(events)[-max(room // 3, 1) :]]
     below = ["", *last] if last else []
-    table = _table(screen, watcher, room - len(below))
+    table = _table(call, watcher, room - len(below))
     return [*table, *below, "", screen.paint(f"{_clock()}  Ctrl-C ends this", DIM)]
 
 
-def _table(screen: Screen, watcher: Watcher, room: int) -> list[str]:
+def _table(call: Call, watcher: Watcher, room: int) -> list[str]:
     """What ``list`` prints; where that is too much, only hosts with which something is the matter."""
+    screen, name = call.screen, watcher.upstream.id
     lines = []
     if watcher.trouble:
         lines += screen.paragraph(f"the store is lost: {shown(watcher.trouble)}", style=BOLD)
@@ -186,9 +189,9 @@ def _table(screen: Screen, watcher: Watcher, room: int) -> list[str]:
     if seen is None:
         return lines
     are_many = sum(len(pool.hosts) for pool in seen.pools) > room
-    table = [] if are_many else list_lines(screen, watcher.upstream.id, seen)
+    table = [] if are_many else list_lines(screen, name, seen, call.command)
     if are_many or len(lines) + len(table) > room:
-        table = list_lines(screen, watcher.upstream.id, seen, only_notable=True)
+        table = list_lines(screen, name, seen, call.command, only_notable=True)
     return _cut(lines + table, room)
 
 

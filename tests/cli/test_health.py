@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
+import pwd
 import re
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from resty_upstream import Upstream
-from resty_upstream.cli import Watcher
+from resty_upstream.cli import Watcher, main
+from resty_upstream.cli.logs import unseen_logs
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck
+from resty_upstream.health.runner import Checker
+from resty_upstream.history import Transition, encode_transition
 from tests.cli.doors import DOORS, Done, Place
 from tests.e2e.processes import Process, python, wait_until
 from tests.helpers import Peer, answer_http, refusing
@@ -52,6 +60,52 @@ def test_the_reason_of_a_person_is_shown_with_the_host(place: Place, command: Co
     assert "taken down by hand: new kernel" in command("explain").out
 
 
+def test_who_did_it_is_the_user_as_the_system_has_him(
+    place: Place, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment names whom it likes, or nobody; and a user need not have a name."""
+    monkeypatch.setenv("LOGNAME", "somebody\nelse")
+    assert command("down-host", "primary", "a").code == 0
+    assert place.upstream.history()[-1].by == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
+    assert command("up-host", "primary", "a").code == 0
+    assert place.upstream.history()[-1].by == f"user {2**31 - 7}"
+
+
+def test_hostile_text_is_escaped_in_the_history(place: Place, command: Command) -> None:
+    """Also what a record holds that no command would have stored."""
+    entry = Transition(
+        at=0.0,
+        pool="p\u202e",
+        host="h\x1b[2J",
+        before="up",
+        after="odd\x07",
+        reason="a\x1b]0;b" * 20,
+        process=1,
+        by="\x9b",
+    )
+    place.store.transact("default", lambda view: view.log(encode_transition(entry)))
+    out = command("history").out
+    assert out.replace("\n", "").isprintable()
+    assert r"p\u202e/h\x1b[2J" in out
+    assert json.loads(command("history", "--json").out)[0]["pool"] == "p\u202e"
+
+
+def test_long_reasons_are_wrapped_in_the_history(command: Command) -> None:
+    command("down-host", "primary", "a", "--reason", "new kernel " * 15)
+    head, first, *rest = command("history").out.splitlines()
+    column = head.index("reason")
+    assert first[column:].startswith("by hand: new")
+    assert rest
+    assert all(not line[:column].strip() and line[column:].strip() for line in rest)
+
+
+def test_looking_at_the_history_creates_no_store(empty_place: Place) -> None:
+    done = DOORS["resty-upstream"](empty_place, "history")
+    assert done == Done(0, "nothing has happened to any host yet\n", "")
+    assert not empty_place.is_there
+
+
 def test_a_reason_in_two_lines_is_refused(command: Command) -> None:
     done = command("down-host", "primary", "a", "--reason", "one\ntwo")
     assert (done.code, done.out) == (2, "")
@@ -71,8 +125,8 @@ def checked_place(tmp_path: Path) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def run_checks(place: Place, *arguments: str) -> Iterator[Process]:
-    command = python("-m", "resty_upstream", "--config", place.config, "run-checks", *arguments)
+def run_checks(place: Place, *arguments: str, source: tuple[str, str] | None = None) -> Iterator[Process]:
+    command = python("-m", "resty_upstream", *(source or ("--config", place.config)), "run-checks", *arguments)
     with Process(command, {}, place.directory / "printed") as process:
         yield process
 
@@ -109,6 +163,16 @@ def test_events_of_checks_as_json_are_objects_in_lines(checked_place: Place) -> 
 
 
 @pytest.mark.parametrize("door", [name for name in DOORS if name != "call_command"])
+def test_every_door_names_the_command_that_checks(checked_place: Place, door: str) -> None:
+    """Where hosts are to be checked, and no process does it."""
+    says = f"No process checks hosts now: start the application, or {door} run-checks\n"
+    assert " ".join(DOORS[door](checked_place, "list").out.split()).endswith(says.strip())
+    shown = " ".join(DOORS[door](checked_place, "show", "primary").out.split())
+    assert shown.endswith(says.strip())
+    assert "not checked yet" in shown
+
+
+@pytest.mark.parametrize("door", [name for name in DOORS if name != "call_command"])
 def test_every_door_has_it(checked_place: Place, door: str, tmp_path: Path) -> None:
     commands = {
         "resty-upstream": python("-m", "resty_upstream", "--config", checked_place.config),
@@ -126,14 +190,96 @@ def test_a_function_is_called_only_where_the_settings_name_it(place: Place) -> N
     place.upstream.configure(
         {"primary": {"healthcheck": {"type": "os.getpid", "interval": 0.2}, "hosts": {"a": {"host": "a.test"}}}}
     )
-    command = python("-m", "resty_upstream", "--store", place.url, "run-checks")
-    with Process(command, {}, place.directory / "printed") as process:
+    with run_checks(place, source=("--store", place.url)) as process:
         wait_until(lambda: "last_check" in host(place, "a"), "a was to be checked")
         process.signal(signal.SIGTERM)
         assert process.wait() == 0
-    assert "os.getpid is only called by processes whose own settings name it" in process.printed()
+    first, second = process.printed().splitlines()[:2]
+    assert first == "upstream default: 0 hosts to be checked"
+    assert second == (
+        "upstream default: not primary/a, since os.getpid is only called by processes whose own settings name it: "
+        "use manage.py upstream run-checks, or --config"
+    )
     assert host(place, "a")["last_result"] == "unknown: os.getpid is not called here"
     assert host(place, "a")["up"]
+
+
+def test_it_waits_for_a_store_and_for_upstreams_that_are_begun_later(checked_place: Place) -> None:
+    """It may be started before the application is."""
+    with run_checks(checked_place, source=("--store", checked_place.url)) as process:
+        wait_until(lambda: "it is waited for one" in process.printed(), "it has begun")
+        Upstream(checked_place.store, id="other").configure(checked_place.upstreams["default"]["pools"])
+        wait_until(lambda: "upstream other: host primary/b is down" in process.printed(), "other is checked")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert "upstream other: 2 hosts to be checked" in process.printed().splitlines()
+
+
+def test_only_the_upstream_that_is_named_is_checked(checked_place: Place) -> None:
+    checked_place.upstreams["other"] = checked_place.upstreams["default"]
+    with run_checks(checked_place, "--upstream", "other") as process:
+        wait_until(lambda: " is down: " in process.printed(), "b is found to be down")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert "upstream default" not in process.printed()
+
+
+def test_trouble_with_the_store_is_said_once_as_it_happens_and_it_goes_on(checked_place: Place) -> None:
+    with run_checks(checked_place) as process:
+        wait_until(lambda: " is down: " in process.printed(), "b is found to be down")
+        directory = checked_place.directory / "store"
+        shutil.rmtree(directory)
+        directory.mkdir()
+        directory.chmod(0o777)
+        wait_until(lambda: "StoreDegraded: others can write in" in process.printed(), "the trouble is said")
+        assert process.running
+        directory.chmod(0o700)
+        wait_until(lambda: "works again" in process.printed(), "it has found the store again")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert process.printed().count("StoreDegraded") == 1
+
+
+def test_a_checker_that_ended_is_begun_again(
+    checked_place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when it could not be had the first time; that is said once, and nothing of it is kept."""
+    start, begun = Checker.start, []
+
+    def start_late(checker: Checker) -> bool:
+        begun.append(checker)
+        if len(begun) > 2:
+            return start(checker)
+        logging.getLogger("resty_upstream.health").error("no thread for %s", "it")
+        return False
+
+    def end() -> None:
+        wait_until(lambda: checked_place.is_there and "last_check" in host(checked_place, "a"), "a was checked")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checker, "start", start_late)
+    monkeypatch.setattr("resty_upstream.cli.health._LOOK_S", 0.05)
+    ending = threading.Thread(target=end)
+    ending.start()
+    assert main(["--config", checked_place.config, "run-checks"]) == 0
+    ending.join()
+    assert len(begun) == 3
+    assert capsys.readouterr().err == "resty-upstream: no thread for it\n"
+
+
+def test_what_goes_wrong_is_said_at_once_and_not_kept() -> None:
+    said: list[str] = []
+    log = logging.getLogger("resty_upstream.store")
+    with unseen_logs(said.append) as heard:
+        log.error("the store is %s", "torn\x1b")
+        log.warning("it is no news")
+        assert (said, heard.messages) == ([], ["the store is torn\x1b"])
+        heard.say_at_once()
+        for number in range(1000):
+            log.warning("again %s", number // 500)
+        log.warning("a host is down", extra={"upstream_event": "host_down"})
+        assert said == [r"the store is torn\x1b", "again 0", "again 1"]
+        assert heard.messages == []
 
 
 def test_who_watches_sees_the_last_checks(checked_place: Place) -> None:

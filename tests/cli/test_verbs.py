@@ -70,6 +70,16 @@ CHANGES = [
             }
         ),
     ),
+    Change(
+        "create-pool new --healthcheck /health --slow-start 30s",
+        "pool new is created, without hosts",
+        lambda pools: (pools["new"]["healthcheck"]["path"], pools["new"]["slow_start"]) == ("/health", 30),
+    ),
+    Change(
+        "create-pool new --healthcheck",
+        "pool new is created, without hosts",
+        lambda pools: pools["new"]["healthcheck"]["path"] == "/",
+    ),
     Change("remove-pool dr", "pool dr is removed, with 1 host", lambda pools: "dr" not in pools),
     Change(
         "set-method primary hash",

@@ -47,8 +47,9 @@ class Command(BaseCommand):
         screen = Screen(_Output(self.stdout), colour=colour)
         asked = argparse.Namespace(**options)
         try:
-            with own_process(self.stderr.write) if self._called_from_command_line else contextlib.nullcontext():
-                perform(asked, lambda: upstreams, screen, owns_memory=not self._called_from_command_line)
+            in_shell = self._called_from_command_line
+            with own_process(self.stderr.write) if in_shell else contextlib.nullcontext() as heard:
+                perform(asked, lambda: upstreams, screen, owns_memory=not in_shell, heard=heard)
         except CommandFailed as failed:
             raise CommandError(str(failed), returncode=failed.code) from None
 
