@@ -15,6 +15,9 @@ key = $(shell { $(PYTHON) -I -VV; pwd; cat $(1); } 2>/dev/null | cksum | cut -d 
 DEV_STAMP := $(DEV)/installed-$(call key,requirements/dev.txt)
 DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 
+# Tests wait a lot, so two processes do not need two cores to themselves.
+IN_PARALLEL := --numprocesses 2 --dist worksteal
+
 # The shells whose completion is tested; the packages of Debian and Ubuntu are named like the commands.
 SHELLS := bash fish zsh
 
@@ -31,7 +34,7 @@ help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 test: lint shells ## Check style and types, then run the tests; T="tests/unit -k foo" chooses, PYTHON=python3.13 is the interpreter
-	$(DEV)/bin/python -m pytest $(T)
+	$(DEV)/bin/python -m pytest $(or $(T),$(IN_PARALLEL))
 
 lint: $(DEV)/project ## Check style and types
 	$(DEV)/bin/python -m ruff check

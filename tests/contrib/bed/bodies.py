@@ -56,7 +56,7 @@ async def along_stream(visit: Visit) -> AsyncIterator[bytes]:
     yield PART
     await visit.acall()
     for _ in range(MANY_PARTS):
-        await asyncio.sleep(0)  # as something that waits; `send` does not once the client has gone
+        await asyncio.sleep(0.001)  # as something that waits; `send` does not once the client has gone
         yield PART
     visit.tell("streamed")
 
