@@ -18,8 +18,8 @@ DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 # Tests wait a lot, so two processes do not need two cores to themselves.
 IN_PARALLEL := --numprocesses 2 --dist worksteal
 
-# The shells whose completion is tested; the packages of Debian and Ubuntu are named like the commands.
-SHELLS := bash fish zsh
+# What the tests run besides Python, and PostgreSQL; the packages of Debian and Ubuntu are named like the commands.
+COMMANDS := bash fish memcached redis-server zsh
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
 
@@ -27,13 +27,13 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
 unexport DJANGO_SETTINGS_MODULE PYTEST_ADDOPTS PYTEST_PLUGINS PYTHONHOME PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH
 unexport PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV MYPYPATH PIP_PREFIX PIP_TARGET PIP_USER
 
-.PHONY: help test lint format bench demo lock clean python shells
+.PHONY: help test lint format bench demo lock clean python commands
 .DEFAULT_GOAL := help
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-test: lint shells ## Check style and types, then run the tests; T="tests/unit -k foo" chooses, PYTHON=python3.13 is the interpreter
+test: lint commands ## Check style and types, then run the tests; T="tests/unit -k foo" chooses, PYTHON=python3.13 is the interpreter
 	$(DEV)/bin/python -m pytest $(or $(T),$(IN_PARALLEL))
 
 lint: $(DEV)/project ## Check style and types
@@ -80,13 +80,18 @@ $(DEMO_STAMP): | python
 	@for packages in $(DEMO)/lib/python*/site-packages; do pwd > "$$packages/resty_upstream.pth"; done
 	@touch $@
 
-shells:
-	@missing=$$(for name in $(SHELLS); do command -v $$name >/dev/null || echo $$name; done); \
-	test -z "$$missing" || { \
-	    $(call apt_install,$$missing); \
-	    for name in $$missing; do command -v $$name >/dev/null || { \
-	        echo "The tests need $$name: install it, on Debian and Ubuntu with: apt-get install" $$missing; exit 1; }; \
-	    done; } >&2
+commands:
+	@missing() { \
+	    for name in $(COMMANDS); do command -v $$name >/dev/null || echo $$name; done; \
+	    { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 || echo postgresql; \
+	}; \
+	names=$$(missing); \
+	test -z "$$names" || { \
+	    $(call apt_install,$$names); \
+	    names=$$(missing); \
+	    test -z "$$names" || { \
+	        echo "The tests need" $$names: "install it, on Debian and Ubuntu with: apt-get install" $$names; exit 1; }; \
+	} >&2
 
 # Debian and Ubuntu keep the venv module in a package of its own.
 python:
