@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from random import random
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Self
 
 from resty_upstream.errors import NoHostAvailable, UpstreamError
 from resty_upstream.load import Flight, Load
@@ -54,6 +54,30 @@ class Info(NamedTuple):
     """Whether the host was thought to be down, and tried because nothing else was left."""
 
 
+class BadAnswer(Exception):
+    """Raised inside an attempt where a client knows better: the host failed, for the reason in its text.
+
+    :param answered: whether the host was reached, and answered badly; else it did not answer in time.
+    """
+
+    def __init__(self, reason: str, *, answered: bool = True) -> None:
+        super().__init__(reason)
+        self.answered = answered
+
+
+class Excused(Exception):
+    """Raised inside an attempt where a client knows better: what went wrong is not the host's fault.
+
+    :param error: what went wrong.
+    :param next_host: whether another host is tried; else this is raised as it is.
+    """
+
+    def __init__(self, error: Exception, *, next_host: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.next_host = next_host
+
+
 class Attempt:
     """One try at one host; a context manager around the work.
 
@@ -63,11 +87,11 @@ class Attempt:
 
     __slots__ = (
         "_attempts",
-        "_began",
         "_earlier",
         "_flight",
         "_handled",
         "_prober",
+        "began",
         "bounded",
         "duration_s",
         "error",
@@ -83,6 +107,8 @@ class Attempt:
     """In pools that ask for the load."""
     pool: Pool
     host: Host
+    began: float
+    """When it began, on the store's clock."""
     timeout_s: float
     """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
     last_resort: bool
@@ -103,7 +129,7 @@ class Attempt:
         last_resort: bool = False,
     ) -> None:
         self._attempts = attempts
-        self._began = began
+        self.began = began
         self._prober = prober
         self.target = target
         self.last_resort = last_resort
@@ -155,7 +181,7 @@ class Attempt:
         attempts = self._attempts
         del self._attempts  # which keeps a log of attempts: a cycle would wait for the garbage collector
         now = attempts.now()
-        self.duration_s = now - self._began
+        self.duration_s = now - self.began
         if error is None:
             self.outcome = "ok"
             attempts.done = True
@@ -168,7 +194,7 @@ class Attempt:
         if self.target.load is not None:
             self._note_load(attempts, self.target.load, now)
         if not self.target.spotless:
-            attempts.context.observe(self.target, Success(now, self._began), probe=bool(self._prober))
+            attempts.context.observe(self.target, Success(now, self.began), probe=bool(self._prober))
         if self.pool.sticky is not None:
             attempts.context.stay(self.target)
 
@@ -181,9 +207,7 @@ class Attempt:
         prober = self._prober
         if verdict.counts:
             attempts.answered_badly |= verdict.answered
-            wall, jitter = time.time(), 2 * random() - 1
-            fact = Failure(now, self._began, wall, jitter, verdict.reason, prober)
-            attempts.context.observe(self.target, fact, probe=bool(prober))
+            self.observe_failure(attempts.context, verdict.reason, now, prober)
         elif prober:
             attempts.context.observe(self.target, Release(now, prober), probe=True)
         _log.debug(
@@ -192,12 +216,17 @@ class Attempt:
         attempts.done = not verdict.next_host
         return verdict.next_host
 
+    def observe_failure(self, context: RequestContext, reason: str, now: float, prober: str = "") -> None:
+        """The host failed, for that reason."""
+        fact = Failure(now, self.began, time.time(), 2 * random() - 1, reason, prober)
+        context.observe(self.target, fact, probe=bool(prober))
+
     def _note_load(self, attempts: Attempts, load: Load, now: float) -> None:
         """It is over: for methods that look at the load, and for the rule of outliers."""
         flight, ok = self._flight, self.outcome == "ok"
         del self._flight
-        if ok and attempts.is_connecting:
-            attempts.context.hold(self.target, flight)  # what was connected is used from now on
+        if ok:
+            attempts.succeeded(self.target, flight)
         else:
             flight.land()
         if self.outcome == "ignored":
@@ -207,7 +236,7 @@ class Attempt:
         if rule is not None:
             load.count(now, rule.window, ok=ok, back_at=self.target.back_at)
             if not ok and (reason := _outlier(load, rule, now)):
-                fact = Eject(now, self._began, time.time(), 2 * random() - 1, reason)
+                fact = Eject(now, self.began, time.time(), 2 * random() - 1, reason)
                 attempts.context.observe(self.target, fact, probe=False)
 
     def _judge(self, error: BaseException) -> Verdict:
@@ -260,9 +289,6 @@ class Attempts(Iterator[Attempt]):
     _deadline: float
     _snapshot: Snapshot
 
-    is_connecting: ClassVar[bool] = False
-    """Whether what comes of it is in use when the attempt is over."""
-
     def __init__(self, context: RequestContext, key: Key | None) -> None:
         self.context = context
         self.now = context.upstream.now
@@ -281,6 +307,10 @@ class Attempts(Iterator[Attempt]):
         self._current = attempt
         self.log.append(attempt)
         return attempt
+
+    def succeeded(self, _target: Target, flight: Flight) -> None:
+        """An attempt at a host whose load is of interest is over."""
+        flight.land()
 
     def _first(self) -> Attempt:
         context = self.context
@@ -353,7 +383,10 @@ class Connecting(Attempts):
     """The attempts of ``connect`` and ``aconnect``."""
 
     __slots__ = ()
-    is_connecting = True
+
+    def succeeded(self, target: Target, flight: Flight) -> None:
+        """What was connected is used from now on."""
+        self.context.hold(target, flight)
 
 
 # ── what an exception says about a host ───────────────────────────────────────────────────────
@@ -433,6 +466,10 @@ def classify(error: BaseException, *, unix: bool = False, handled: BaseException
     """
     if not isinstance(error, Exception):
         return Verdict(counts=False, next_host=False, reason=type(error).__name__)
+    if isinstance(error, Excused):
+        return Verdict(counts=False, next_host=error.next_host, reason=_brief(error.error))
+    if isinstance(error, BadAnswer):
+        return Verdict(counts=True, next_host=True, reason=str(error), answered=error.answered)
     verdicts = [_verdict_on(cause, unix=unix) for cause in _causes(error, handled)]
     said = [verdict for verdict in verdicts if verdict is not None]
     ours = [verdict for verdict in said if not verdict.counts and not verdict.next_host]
@@ -547,6 +584,10 @@ def _is(error: BaseException, module: str, *names: str) -> bool:
 def _brief(error: BaseException | None) -> str:
     if error is None:
         return "nothing"
+    if isinstance(error, Excused):
+        error = error.error
     text = str(error)
     text = text if len(text) <= 120 else text[:117] + "..."
+    if isinstance(error, BadAnswer):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

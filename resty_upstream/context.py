@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import asyncio
     import socket
     from types import TracebackType
+
+    import httpx2
 
     from resty_upstream.methods import Key
     from resty_upstream.model import Pool
@@ -67,6 +70,7 @@ class RequestContext:
     _session: Session | None = None
     _flights: dict[str, Flight] | None = None
     _is_request = False
+    _has_clients = False
     failed: Mapping[str, float] = MappingProxyType({})
     """When this request failed, by host."""
 
@@ -144,18 +148,51 @@ class RequestContext:
     async def aconnect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
         """See :meth:`resty_upstream.Upstream.aconnect`."""
         connector = connectors.find_async(client)
-        if not self.upstream.replica.is_loaded:
-            from resty_upstream.aconnectors import in_thread
-
-            await in_thread(self.upstream.replica.snapshot)
+        await self.aload()
         for attempt in Connecting(self, key):
             with attempt:
                 return _new_tuple(Connected, (await connector(client, attempt), attempt.info))
         raise AssertionError(_UNREACHABLE)
 
+    async def aload(self) -> None:
+        """Have the upstream ready, without keeping the event loop waiting for its store."""
+        if not self.upstream.replica.is_loaded:
+            from resty_upstream.aconnectors import in_thread
+
+            await in_thread(self.upstream.replica.snapshot)
+
     def attempts(self, *, key: Key | None = None) -> Attempts:
         """See :meth:`resty_upstream.Upstream.attempts`."""
         return Attempts(self, key)
+
+    @cached_property
+    def http(self) -> httpx2.Client:
+        """A client of httpx2 (or httpx, where that is what is installed) for the hosts of this upstream.
+
+        ::
+
+            response = request.upstream.http.get("/users/1")
+            response.extensions["upstream"].host.id
+
+        What it sees of hosts belongs to this request. See
+        :class:`resty_upstream.contrib.httpx.UpstreamTransport`.
+
+        :raises ImportError: where neither is installed.
+        """
+        from resty_upstream.http.httpx import client_for
+
+        self._has_clients = True
+        client: httpx2.Client = client_for(self)
+        return client
+
+    @cached_property
+    def ahttp(self) -> httpx2.AsyncClient:
+        """As :attr:`http`, for asynchronous code."""
+        from resty_upstream.http.httpx import async_client_for
+
+        self._has_clients = True
+        client: httpx2.AsyncClient = async_client_for(self)
+        return client
 
     # ── what this request saw ─────────────────────────────────────────────────────────────────
 
@@ -194,6 +231,9 @@ class RequestContext:
         self._finished = True
         if self._flights:
             self._flights.clear()
+        if self._has_clients:
+            for name in ("http", "ahttp"):  # which have this context: a cycle would wait for the garbage collector
+                self.__dict__.pop(name, None)
         if self._facts or self.upstream.replica.has_queue:
             self._tell()
 

@@ -66,6 +66,18 @@ _TABLE: Final = "true, false, or a mapping of options"
 _KEY: Final = rf"^(ip|header:{_NAME}|cookie:{_NAME})\Z"
 
 
+StatusCodes = Annotated[
+    tuple[str, ...],
+    Meta(description="a list of statuses like 503, '50x' or '5xx'", extra={"read": "status_codes"}),
+]
+
+
+def is_one_of(status: int, masks: Iterable[str]) -> bool:
+    """Whether a status is one of those: ``503`` is one of ``503``, ``50x`` and ``5xx``."""
+    text = str(status)
+    return any(all(a in ("x", b) for a, b in zip(mask, text, strict=False)) for mask in masks)
+
+
 class HealthCheck(Struct, frozen=True, kw_only=True):
     """How hosts are checked while nobody asks for them, as with nginx Plus, HAProxy and Envoy."""
 
@@ -103,10 +115,7 @@ class HealthCheck(Struct, frozen=True, kw_only=True):
         Meta(description="a mapping of names to text, as of HTTP", extra={"read": "headers"}),
     ] = ()
     """Sent with the request; those that the check sends anyway (``Host``, ``User-Agent``) are replaced."""
-    status_codes: Annotated[
-        tuple[str, ...] | None,
-        Meta(description="a list of statuses like 503, '50x' or '5xx'", extra={"read": "status_codes"}),
-    ] = None
+    status_codes: StatusCodes | None = None
     """Statuses that count as bad; all outside 200 to 399 where none are given."""
     body: (
         Annotated[str, Meta(description="1 to 1000 characters of text", min_length=1, max_length=1000)] | None
@@ -117,8 +126,7 @@ class HealthCheck(Struct, frozen=True, kw_only=True):
         """Whether an answer of that status counts as bad."""
         if self.status_codes is None:
             return not 200 <= status <= 399
-        text = str(status)
-        return any(all(a in ("x", b) for a, b in zip(mask, text, strict=True)) for mask in self.status_codes)
+        return is_one_of(status, self.status_codes)
 
 
 class Sticky(Struct, frozen=True, kw_only=True):
@@ -207,18 +215,38 @@ class Pool(Struct, frozen=True, kw_only=True):
     """What the method ``p2c`` compares: requests in flight, or those times the latency."""
     outlier_detection: Annotated[OutlierDetection | None, Meta(description=_TABLE)] = None
     """Whether a host that answers too few of its requests goes down."""
+    status_codes: StatusCodes = ()
+    """Statuses of HTTP that count as failures of the host; those of a check that the host has of its own win."""
+    read_timeout: Milliseconds = 10_000
+    """Milliseconds that each read of an answer may take."""
+    keepalive_pool: Count = 32
+    """Idle connections that a process keeps for each host."""
+    keepalive_timeout: Milliseconds = 60_000
+    """Milliseconds for which they are kept."""
     ssl: Flag = False
-    """Whether hosts speak TLS: what a check needs to know."""
+    """Whether hosts speak TLS: what a check and a request of HTTP need to know."""
     ssl_verify: Flag = True
     """Whether certificates are verified."""
     sni_host: Annotated[str, Meta(description="a host name")] = ""
-    """The name in SNI and certificates, and in ``Host`` of a check; the host's own where it is empty."""
+    """The name in SNI and certificates, and in ``Host`` of a check. Where it is empty: the host's own for a check,
+    that of the URL for a request of HTTP."""
     hosts: tuple[Host, ...] = ()
 
     @property
     def timeout_s(self) -> float:
         """``timeout`` in seconds."""
         return self.timeout / 1000
+
+    def is_failure(self, host: Host, status: int) -> bool:
+        """Whether an answer of that status to a request of HTTP is a failure of the host."""
+        own = host.healthcheck.status_codes if host.healthcheck else None
+        masks = self.status_codes if own is None else own
+        return bool(masks) and is_one_of(status, masks)
+
+    @property
+    def read_timeout_s(self) -> float:
+        """``read_timeout`` in seconds."""
+        return self.read_timeout / 1000
 
     def find(self, host_id: str) -> Host | None:
         """The host of that id."""

@@ -195,6 +195,8 @@ class Eject(NamedTuple):
     jitter: float
     """As of a :class:`Failure`."""
     reason: str
+    least_s: float = 0.0
+    """Seconds that the host is left alone at least, as it asked for."""
 
 
 class Down(NamedTuple):
@@ -271,10 +273,10 @@ def _one_more(state: HostState) -> int:
     return min(state.failcount + 1, COUNT_LIMIT)
 
 
-def _fail(state: HostState, fact: Failure | CheckFailed | Eject, rules: Rules) -> Change:
+def _fail(state: HostState, fact: Failure | CheckFailed | Eject, rules: Rules, least_s: float = 0.0) -> Change:
     """UP or PROBING to FAILED, each time in a row for twice as long, up to the cap."""
     doublings = min(state.times_down, 64)
-    wait_s = min(rules.failed_timeout_s * 2.0**doublings, rules.failed_timeout_max_s)
+    wait_s = min(max(rules.failed_timeout_s * 2.0**doublings, least_s), rules.failed_timeout_max_s)
     failed = replace(
         state,
         status=Status.FAILED,
@@ -340,7 +342,7 @@ def _rise(state: HostState, fact: CheckPassed, _rules: Rules) -> Change:
 def _eject(state: HostState, fact: Eject, rules: Rules) -> Change:
     if fact.began < state.changed_at:
         return Change(state)
-    return _fail(_with_failure(state, fact, state.failcount), fact, rules)
+    return _fail(_with_failure(state, fact, state.failcount), fact, rules, fact.least_s)
 
 
 def may_eject(hosts_up: int, hosts: int) -> bool:

@@ -185,7 +185,7 @@ class Upstream:
         coroutine function; both are ended when the attempt's time is over. A cancelled call counts for
         nothing, and gives back what it held.
         """
-        return cast("Connected[Any]", await self._context().aconnect(client, key=key))
+        return cast("Connected[Any]", await self.current_context.aconnect(client, key=key))
 
     def attempts(self, *, key: Key | None = None) -> Attempts:
         """Failover around any call of any library, sync or async::
@@ -199,13 +199,15 @@ class Upstream:
         Give the client ``attempt.timeout_s``: a timeout sooner than that is the caller's own, and counts for
         nothing.
         """
-        return self._context().attempts(key=key)
+        return self.current_context.attempts(key=key)
 
     def find_signer(self) -> Signer | None:
         """What signs the cookies of sticky sessions; None where there is nothing to sign with."""
         return self.signing.signer(self.replica.secret)
 
-    def _context(self) -> RequestContext:
+    @property
+    def current_context(self) -> RequestContext:
+        """The context that is active here; where there is none, one that tells at once what it sees."""
         return active(self) or self._outside
 
     # ── a unit of work ────────────────────────────────────────────────────────────────────────
@@ -223,7 +225,7 @@ class Upstream:
 
     def post_process(self) -> None:
         """Share what the current context saw of hosts. A second call finds nothing."""
-        self._context().post_process()
+        self.current_context.post_process()
 
     def open(self) -> None:
         """Open the store now, and not at the first use; what is declared is stored.
@@ -289,7 +291,7 @@ class Upstream:
 
         ``str()`` of it is a text for people. Nothing is connected, and no method moves on.
         """
-        return self._context().explain(key)
+        return self.current_context.explain(key)
 
     def history(self, limit: int = LOG_ENTRIES) -> list[Transition]:
         """The last transitions of hosts, made by any process, the newest at the end; a thousand are kept.

@@ -139,6 +139,10 @@ pool primary: priority 0, hash, 2 of 2 hosts up, used
   slow_start          0 s        default
   key                 ip         default
   load                in_flight  default
+  status_codes        -          default
+  read_timeout        10000 ms   default
+  keepalive_pool      32         default
+  keepalive_timeout   60000 ms   default
   ssl                 false      default
   ssl_verify          true       default
   sni_host            -          default

@@ -1,0 +1,186 @@
+"""One request of HTTP and its answer, at as many hosts as it takes; transports send and receive.
+
+A transport is this loop::
+
+    exchange = Exchange(context, method, headers, replayable=...)
+    for attempt in exchange:
+        with attempt:
+            answer = send(...)  # raises what `exchange.judged` makes of an error
+            if not exchange.is_bad(attempt, answer.status, answer.headers):
+                return answer
+            kept = answer
+            raise exchange.bad_status(answer.status)
+        if not exchange.may_go_on():
+            ...  # what was kept, or the attempt's error
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from random import random
+from typing import TYPE_CHECKING, Final, Literal
+
+from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
+from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
+from resty_upstream.load import Flight
+from resty_upstream.selection import Target
+from resty_upstream.state import Eject
+
+if TYPE_CHECKING:
+    from resty_upstream.context import RequestContext
+
+_MOST_STALE: Final = 3
+
+
+class Progress:
+    """How far a request got on a connection; whoever has the connection in hand writes it down."""
+
+    __slots__ = ("answered", "is_fresh", "sent", "until")
+
+    def __init__(self, until: float = math.inf) -> None:
+        self.is_fresh = False
+        """Whether a connection was to be made for it; else it had one that was kept alive."""
+        self.sent = False
+        """Whether any of it may have been sent."""
+        self.answered = False
+        """Whether anything came back."""
+        self.until = until
+        """When the head of the answer must be there, by ``time.monotonic``."""
+
+    def bounded(self, timeout_s: float | None) -> float | None:
+        """The timeout of one read or write: a host that sends a byte now and then is not to take for ever."""
+        if self.until == math.inf:
+            return timeout_s
+        left_s = max(self.until - time.monotonic(), 0.001)
+        return left_s if timeout_s is None or left_s < timeout_s else timeout_s
+
+
+class Exchange(Attempts):
+    """The hosts of one request, each as an attempt, until one answers well.
+
+    :param headers: of the request; names are looked up without regard to case.
+    :param replayable: whether the request's body is there a second time.
+    """
+
+    __slots__ = ("_flight", "_is_repeatable", "_limit", "_stale", "progress")
+
+    _flight: Flight | None
+    _limit: Literal["host", "deadline", "caller"]
+    """Whose limit a read is under."""
+
+    def __init__(
+        self, context: RequestContext, method: str, headers: Mapping[str, str], *, replayable: bool
+    ) -> None:
+        super().__init__(context, None)
+        self._is_repeatable = is_repeatable(method, headers, replayable=replayable)
+        self._flight = None
+        self._stale = 0
+        self.progress = Progress()
+        """Of the last time that it was sent."""
+        budget.note_request(time.monotonic())
+
+    # ── sending ───────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, attempt: Attempt, asked_s: float | None = None) -> float:
+        """The request is about to be sent: how many seconds each read may take.
+
+        :param asked_s: what the caller gives it.
+        """
+        self._limit, read_s, left_s = "host", attempt.pool.read_timeout_s, self._deadline - self.now()
+        self.progress = Progress(time.monotonic() + left_s)
+        if left_s < 0.99 * read_s:
+            self._limit, read_s = "deadline", max(left_s, 0.001)
+        if asked_s is not None and asked_s < 0.99 * read_s:
+            self._limit, read_s = "caller", asked_s
+        return read_s
+
+    def is_stale(self) -> bool:
+        """Whether the request is to be sent to the same host once more, after it failed there without a timeout.
+
+        The connection was kept alive and closed by the host in the meantime, which is no failure of the host
+        (as ``peer.cached`` of nginx).
+
+        See :meth:`judged` for a request that may not be repeated.
+        """
+        if not self._was_stale() or (self.progress.sent and not self._is_repeatable):
+            return False
+        self._stale += 1
+        return self._stale <= _MOST_STALE
+
+    def _was_stale(self) -> bool:
+        progress = self.progress
+        return not progress.is_fresh and not progress.answered
+
+    def judged(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> Exception:
+        """What to raise inside the attempt for an error of the client that came from the network.
+
+        :param timed_out: whether it is a timeout of the client's.
+        """
+        if not self.progress.sent and _is_known(error):
+            return error  # while connecting: it says itself what it means
+        if timed_out:
+            return self._judged_timeout(attempt, error)
+        if self._was_stale() and self._stale <= _MOST_STALE:
+            return Excused(error)
+        bad = BadAnswer(_brief(error))
+        bad.__cause__ = error
+        return bad
+
+    def _judged_timeout(self, attempt: Attempt, error: Exception) -> Exception:
+        if self._limit == "caller":
+            return Excused(error)
+        read_s = attempt.pool.read_timeout_s
+        was_paused = self.now() - attempt.began > 2 * (attempt.timeout_s + read_s) + 1.0
+        if self._limit == "deadline" or was_paused:
+            return Excused(error, next_host=True)
+        bad = BadAnswer(f"no answer within {read_s:g} s", answered=False)
+        bad.__cause__ = error
+        return bad
+
+    # ── what was answered ─────────────────────────────────────────────────────────────────────
+
+    def is_bad(self, attempt: Attempt, status: int, retry_after: str | None) -> bool:
+        """Whether an answer of that status is a failure of the host.
+
+        :param retry_after: the header. A host that says how long it is to be left alone goes down for that time
+            (up to ``failed_timeout_max``), unless half of the pool is down.
+        """
+        if not attempt.pool.is_failure(attempt.host, status):
+            return False
+        least_s = retry_after_s(retry_after)
+        if least_s:
+            now, reason = self.now(), f"status {status}, Retry-After {least_s:g} s"
+            fact = Eject(now, attempt.began, time.time(), 2 * random() - 1, reason, least_s)
+            self.context.observe(attempt.target, fact, probe=False)
+        return True
+
+    def may_go_on(self) -> bool:
+        """Whether another host may be asked: nothing was sent yet, or the request may be repeated."""
+        return not self.progress.sent or (self._is_repeatable and budget.take(time.monotonic()))
+
+    def broke(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> None:
+        """The body of the answer broke off: a failure of the host, though it is too late for another."""
+        if timed_out and self._limit != "host":
+            return
+        attempt.observe_failure(self.context, f"in the middle of an answer: {_brief(error)}", self.now())
+
+    # ── the load ──────────────────────────────────────────────────────────────────────────────
+
+    def succeeded(self, _target: Target, flight: Flight) -> None:
+        """The request is under way until the answer is read."""
+        self._flight = flight
+
+    def land(self) -> None:
+        """The answer is read, or given up. May be called again."""
+        if self._flight is not None:
+            self._flight.land()
+
+
+def _is_known(error: Exception) -> bool:
+    return not classify(error).reason.startswith("unclassified")
+
+
+def _brief(error: Exception) -> str:
+    return classify(error).reason if _is_known(error) else f"{type(error).__name__}: {error}"[:120]

@@ -1,0 +1,659 @@
+"""Transports for httpx2 and httpx: failover under a client that knows nothing of it.
+
+Each host has keep-alive connections of its own, so that weights count for every request, and so that a connection
+that was verified for one name is never used for another. Underneath are the connection pools of httpcore, whose
+network back ends tell how far a request got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+import math
+import os
+import re
+import ssl
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from resty_upstream.attempts import Attempt, BadAnswer, Excused
+from resty_upstream.context import RequestContext
+from resty_upstream.errors import NoHostAvailable
+from resty_upstream.http.exchange import Exchange, Progress
+
+if TYPE_CHECKING:
+    from resty_upstream.selection import Target
+    from resty_upstream.upstream import Upstream
+
+
+_OURS: Final = "upstream"
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,10}")
+_CORES: Final = {"httpx2": "httpcore2", "httpx": "httpcore", "httpxyz": "httpcorexyz"}
+
+_progress: ContextVar[Progress] = ContextVar("resty_upstream.http")
+
+
+class Library(NamedTuple):
+    """One of the libraries, whose names are the same."""
+
+    hx: Any
+    """The client: httpx2 or httpx."""
+    core: Any
+    """What it is built on: httpcore2 or httpcore."""
+    backend: Any
+    """Of :func:`_network`."""
+    abackend: Any
+    answer: Any
+    """Of :func:`_streams`."""
+    aanswer: Any
+    none: Any
+    """A ``ConnectError`` that is a :class:`NoHostAvailable`, too."""
+    of_network: tuple[type[Exception], ...]
+    """Errors of the core that say something about a host."""
+    others: tuple[type[Exception], ...]
+    """Its other errors."""
+
+    @classmethod
+    def of(cls, request: Any) -> Library:
+        """The library that a request is of."""
+        name = type(request).__module__.partition(".")[0]
+        found = _libraries.get(name)
+        if found is None:
+            found = _libraries[name] = cls.load(name)
+        return found
+
+    @classmethod
+    def load(cls, name: str) -> Library:
+        """The library of that name.
+
+        :raises ImportError: where it is not installed.
+        """
+        if name not in _CORES:
+            raise TypeError(f"a request of {' or '.join(_CORES)} was expected, not one of {name}")
+        hx, core = importlib.import_module(name), importlib.import_module(_CORES[name])
+        of_network = (core.TimeoutException, core.NetworkError, core.RemoteProtocolError)
+        others = (core.ProtocolError, core.UnsupportedProtocol, core.ConnectionNotAvailable)
+        return cls(hx, core, *_network(core), *_streams(hx), _none_available(hx), of_network, others)
+
+    def translated(self, error: Exception) -> Exception:
+        """An error of the core as one of the client: their names are the same."""
+        kind = getattr(self.hx, type(error).__name__, None) or self.hx.TransportError
+        translated: Exception = kind(str(error))
+        translated.__cause__ = error
+        return translated
+
+
+_libraries: dict[str, Library] = {}
+
+
+def _none_available(hx: Any) -> Any:
+    def initialise(self: Any, error: NoHostAvailable) -> None:
+        hx.ConnectError.__init__(self, str(error))
+        self.attempts, self.status_hint = error.attempts, error.status_hint
+        self.__cause__ = error.__cause__
+
+    return type("NoHostAvailable", (hx.ConnectError, NoHostAvailable), {"__init__": initialise})
+
+
+# ── how far a request got ─────────────────────────────────────────────────────────────────────
+
+
+def _network(core: Any) -> tuple[Any, Any]:
+    """Network back ends that note in the progress of the request what happens."""
+
+    class Stream(core.NetworkStream):  # type: ignore[misc]
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+            self.close = inner.close
+            self.get_extra_info = inner.get_extra_info
+
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            progress = _progress.get(_NOBODYS)
+            data: bytes = self._inner.read(max_bytes, progress.bounded(timeout))
+            progress.answered = True if data else progress.answered
+            return data
+
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            progress = _progress.get(_NOBODYS)
+            progress.sent = True
+            self._inner.write(buffer, progress.bounded(timeout))
+
+        def start_tls(self, *args: Any, **options: Any) -> Stream:
+            return Stream(self._inner.start_tls(*args, **options))
+
+    class Backend(core.SyncBackend):  # type: ignore[misc]
+        def connect_tcp(self, *args: Any, **options: Any) -> Stream:
+            _progress.get(_NOBODYS).is_fresh = True
+            return Stream(super().connect_tcp(*args, **options))
+
+        def connect_unix_socket(self, *args: Any, **options: Any) -> Stream:
+            _progress.get(_NOBODYS).is_fresh = True
+            return Stream(super().connect_unix_socket(*args, **options))
+
+    class AStream(core.AsyncNetworkStream):  # type: ignore[misc]
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+            self.aclose = inner.aclose
+            self.get_extra_info = inner.get_extra_info
+
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            progress = _progress.get(_NOBODYS)
+            data: bytes = await self._inner.read(max_bytes, progress.bounded(timeout))
+            progress.answered = True if data else progress.answered
+            return data
+
+        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            progress = _progress.get(_NOBODYS)
+            progress.sent = True
+            await self._inner.write(buffer, progress.bounded(timeout))
+
+        async def start_tls(self, *args: Any, **options: Any) -> AStream:
+            return AStream(await self._inner.start_tls(*args, **options))
+
+    class ABackend(core.AnyIOBackend):  # type: ignore[misc]
+        async def connect_tcp(self, *args: Any, **options: Any) -> AStream:
+            _progress.get(_NOBODYS).is_fresh = True
+            return AStream(await super().connect_tcp(*args, **options))
+
+        async def connect_unix_socket(self, *args: Any, **options: Any) -> AStream:
+            _progress.get(_NOBODYS).is_fresh = True
+            return AStream(await super().connect_unix_socket(*args, **options))
+
+    return Backend(), ABackend()
+
+
+_NOBODYS: Final = Progress()
+
+
+# ── answers ───────────────────────────────────────────────────────────────────────────────────
+
+
+class _Answer:
+    """The body of an answer, which may break off yet."""
+
+    def __init__(self, library: Library, stream: Any, exchange: Exchange, attempt: Attempt, peer: _Peer) -> None:
+        self._library = library
+        self._stream = stream
+        self._exchange = exchange
+        self._attempt = attempt
+        self._peer = peer
+
+    def broke(self, error: Exception) -> Exception:
+        """What to raise for an error of the core."""
+        is_timeout = isinstance(error, self._library.core.TimeoutException)
+        self._exchange.broke(self._attempt, error, timed_out=is_timeout)
+        return self._library.translated(error)
+
+    def end(self) -> None:
+        """It is read, or given up."""
+        self._exchange.land()
+        self._peer.in_use.discard(self)
+
+
+def _streams(hx: Any) -> tuple[Any, Any]:
+    class Answer(_Answer, hx.SyncByteStream):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            try:
+                yield from self._stream
+            except self._library.of_network as error:
+                raise self.broke(error) from error
+
+        def close(self) -> None:
+            self.end()
+            self._stream.close()
+
+    class AAnswer(_Answer, hx.AsyncByteStream):  # type: ignore[misc]
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                async for part in self._stream:
+                    yield part
+            except self._library.of_network as error:
+                raise self.broke(error) from error
+
+        async def aclose(self) -> None:
+            self.end()
+            await self._stream.aclose()
+
+    return Answer, AAnswer
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────
+
+
+class _Peer:
+    """The keep-alive connections to one host, for one name and kind of TLS."""
+
+    __slots__ = ("address", "in_use", "pool", "sni")
+
+    def __init__(self, pool: Any, address: tuple[bytes, bytes, int], sni: str) -> None:
+        self.pool = pool
+        self.address = address
+        self.sni = sni
+        self.in_use: set[_Answer] = set()
+
+
+class _Peers:
+    """The hosts that this process has asked, of one library and, if it is async, of one event loop."""
+
+    def __init__(self, settings: _Settings, library: Library, *, is_async: bool) -> None:
+        self.pid = os.getpid()
+        self._settings = settings
+        self._library = library
+        self._is_async = is_async
+        self._found: dict[tuple[Target, bytes, bytes], _Peer] = {}
+        self._peers: dict[tuple[Any, ...], _Peer] = {}
+        self.unused: list[Any] = []
+        """Connection pools to be closed."""
+
+    def find(self, attempt: Attempt, url: Any) -> _Peer:
+        """The connections of an attempt."""
+        asked = (attempt.target, url.raw_scheme, url.raw_host)
+        peer = self._found.get(asked)
+        if peer is None:
+            if len(self._found) > 64 and len(self._found) > 2 * len(self._peers):
+                self._forget()
+            peer = self._found[asked] = self._make(attempt, url)
+        return peer
+
+    def _make(self, attempt: Attempt, url: Any) -> _Peer:
+        pool, host = attempt.pool, attempt.host
+        is_tls = pool.ssl or url.raw_scheme == b"https"
+        sni = (pool.sni_host or url.host) if is_tls else ""
+        key = (host.host, host.port, is_tls, sni, pool.ssl_verify, pool.keepalive_pool, pool.keepalive_timeout)
+        peer = self._peers.get(key)
+        if peer is None:
+            core = self._library.core
+            kind = core.AsyncConnectionPool if self._is_async else core.ConnectionPool
+            connections = kind(
+                ssl_context=self._settings.tls(self._library.hx, pool.ssl_verify) if is_tls else _unverified(),
+                max_connections=None,
+                max_keepalive_connections=pool.keepalive_pool,
+                keepalive_expiry=pool.keepalive_timeout / 1000,
+                http1=self._settings.http1,
+                http2=self._settings.http2,
+                uds=host.unix_path,
+                network_backend=self._library.abackend if self._is_async else self._library.backend,
+            )
+            name = "localhost" if host.unix_path is not None else host.host.encode("idna").decode()
+            address = (b"https" if is_tls else b"http", name.encode("ascii"), host.port)
+            # Of two threads that are here, both get the first one's.
+            peer = self._peers.setdefault(key, _Peer(connections, address, sni))
+        return peer
+
+    def pools(self) -> list[Any]:
+        """All of its connection pools."""
+        return [*self.unused, *(peer.pool for peer in self._peers.values())]
+
+    def _forget(self) -> None:
+        """Drop what targets of long ago asked for, and connections that nobody found since the last time."""
+        found = set(map(id, self._found.values()))
+        for key, peer in list(self._peers.items()):
+            if id(peer) not in found and not peer.in_use:
+                self.unused.append(self._peers.pop(key).pool)
+        self._found.clear()
+
+
+class _Settings:
+    """What a user gave a transport."""
+
+    def __init__(self, verify: ssl.SSLContext | None, http1: bool, http2: bool) -> None:
+        self.verify = verify
+        self.http1 = http1
+        self.http2 = http2
+
+    def tls(self, hx: Any, verify: bool) -> ssl.SSLContext:
+        """How to speak TLS with hosts of a pool."""
+        if not verify:
+            return _unverified()
+        return self.verify or _verified(hx)
+
+
+@functools.cache
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@functools.cache
+def _verified(hx: Any) -> ssl.SSLContext:
+    context: ssl.SSLContext = hx.create_ssl_context()
+    return context
+
+
+# ── transports ────────────────────────────────────────────────────────────────────────────────
+
+
+class _Transport:
+    """What both transports share."""
+
+    def __init__(
+        self,
+        upstream: Upstream | RequestContext,
+        *,
+        verify: ssl.SSLContext | None = None,
+        http1: bool = True,
+        http2: bool = False,
+    ) -> None:
+        self._upstream = upstream
+        self._settings = _Settings(verify, http1, http2)
+
+    def _context(self) -> RequestContext:
+        upstream = self._upstream
+        return upstream if isinstance(upstream, RequestContext) else upstream.current_context
+
+    def _exchange(self, library: Library, request: Any, context: RequestContext) -> Exchange:
+        replayable = isinstance(request.stream, library.hx.ByteStream)
+        return Exchange(context, request.method, request.headers, replayable=replayable)
+
+    def _prepared(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any, peer: _Peer) -> Any:
+        """The request as it goes to a host."""
+        asked = request.extensions.get("timeout") or {}
+        connect_s = asked.get("connect")
+        read_s = exchange.begin(attempt, asked.get("read"))
+        write_s = asked.get("write")
+        timeouts = {
+            "connect": attempt.timeout_s if connect_s is None else min(attempt.timeout_s, connect_s),
+            "read": read_s,
+            "write": read_s if write_s is None else min(read_s, write_s),
+        }
+        _progress.set(exchange.progress)
+        scheme, host, port = peer.address
+        core = library.core
+        return core.Request(
+            request.method,
+            core.URL(scheme=scheme, host=host, port=port, target=request.url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions={**request.extensions, "timeout": timeouts, "sni_hostname": peer.sni},
+        )
+
+    def _response(
+        self, library: Library, kind: Any, answer: Any, exchange: Exchange, attempt: Attempt, peer: _Peer
+    ) -> Any:
+        exchange.progress.until = math.inf
+        stream = kind(library, answer.stream, exchange, attempt, peer)
+        peer.in_use.add(stream)
+        return library.hx.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=stream,
+            extensions={**answer.extensions, _OURS: attempt.info},
+        )
+
+
+def _error_of(library: Library, attempt: Attempt) -> Exception:
+    """What to raise for an attempt after which no other host may be asked."""
+    error = attempt.error
+    if isinstance(error, Excused):
+        error = error.error
+    elif isinstance(error, BadAnswer):
+        error = error.__cause__
+    return library.translated(error) if isinstance(error, Exception) else library.hx.TransportError("failed")
+
+
+class UpstreamTransport(_Transport):
+    """A transport for ``httpx2.Client`` and ``httpx.Client`` (``transport=``, or in ``mounts=``).
+
+    ::
+
+        client = httpx2.Client(transport=UpstreamTransport(upstream), base_url="http://users.internal")
+        response = client.get("/users/1")
+        response.extensions["upstream"].host.id
+
+    All its requests go to hosts of the upstream, whatever their URLs say; the name in the URL is for ``Host``, SNI
+    and certificates (of ``https`` URLs, and of pools with ``ssl``). A request that failed is sent to the next host
+    when nothing of it was sent, or when it is GET, HEAD, OPTIONS, TRACE, PUT or DELETE or has an
+    ``Idempotency-Key``, and has a body that is there a second time; so is one that was answered with one of the
+    pool's ``status_codes``. When every host answered like that, the last answer is returned.
+
+    :param upstream: an upstream, or the context of a request.
+    :param verify: instead of the client's own trust store, for pools with ``ssl_verify``.
+    :raises httpx2.ConnectError: which is a :class:`~resty_upstream.NoHostAvailable`, when no host is left.
+    """
+
+    _peers: _Peers | None = None
+
+    def handle_request(self, request: Any) -> Any:
+        """Called by the client."""
+        return self.send(request, self._context())
+
+    def send(self, request: Any, context: RequestContext) -> Any:
+        """Send a request, in a context."""
+        library = Library.of(request)
+        exchange = self._exchange(library, request, context)
+        kept = None
+        try:
+            for attempt in exchange:
+                with attempt:
+                    response = self._ask(library, exchange, attempt, request)
+                    kept, earlier = response, kept
+                    if earlier is not None:
+                        earlier.close()
+                    if not exchange.is_bad(attempt, response.status_code, response.headers.get("retry-after")):
+                        return response
+                    raise BadAnswer(f"status {response.status_code}")
+                if not exchange.may_go_on():
+                    if kept is None:
+                        raise _error_of(library, attempt)
+                    break
+        except NoHostAvailable as error:
+            if kept is None:
+                raise library.none(error) from error.__cause__
+        except BaseException as error:
+            if kept is not None:
+                kept.close()
+            if isinstance(error, Excused):
+                raise library.translated(error.error) from error.error
+            raise
+        return kept
+
+    def _ask(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any) -> Any:
+        """One host's answer."""
+        peers = self._peers
+        if peers is None or peers.pid != os.getpid():
+            peers = self._peers = _Peers(self._settings, library, is_async=False)
+        peer = peers.find(attempt, request.url)
+        while peers.unused:
+            peers.unused.pop().close()
+        while True:
+            prepared = self._prepared(library, exchange, attempt, request, peer)
+            try:
+                answer = peer.pool.handle_request(prepared)
+            except library.of_network as error:
+                if isinstance(error, library.core.TimeoutException):
+                    raise exchange.judged(attempt, error, timed_out=True) from error
+                if not exchange.is_stale():
+                    raise exchange.judged(attempt, error) from error
+            except library.others as error:
+                raise Excused(error) from error
+            else:
+                return self._response(library, library.answer, answer, exchange, attempt, peer)
+
+    def close(self) -> None:
+        """Close all connections."""
+        peers, self._peers = self._peers, None
+        if peers is not None and peers.pid == os.getpid():
+            for pool in peers.pools():
+                pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class AsyncUpstreamTransport(_Transport):
+    """:class:`UpstreamTransport` for ``httpx2.AsyncClient`` and ``httpx.AsyncClient``.
+
+    Each event loop has connections of its own.
+    """
+
+    def __init__(self, upstream: Upstream | RequestContext, **options: Any) -> None:
+        super().__init__(upstream, **options)
+        self._peers: weakref.WeakKeyDictionary[Any, _Peers] = weakref.WeakKeyDictionary()
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Called by the client."""
+        return await self.asend(request, self._context())
+
+    async def asend(self, request: Any, context: RequestContext) -> Any:
+        """Send a request, in a context."""
+        library = Library.of(request)
+        await context.aload()
+        exchange = self._exchange(library, request, context)
+        kept = None
+        try:
+            for attempt in exchange:
+                with attempt:
+                    response = await self._ask(library, exchange, attempt, request)
+                    kept, earlier = response, kept
+                    if earlier is not None:
+                        await earlier.aclose()
+                    if not exchange.is_bad(attempt, response.status_code, response.headers.get("retry-after")):
+                        return response
+                    raise BadAnswer(f"status {response.status_code}")
+                if not exchange.may_go_on():
+                    if kept is None:
+                        raise _error_of(library, attempt)
+                    break
+        except NoHostAvailable as error:
+            if kept is None:
+                raise library.none(error) from error.__cause__
+        except BaseException as error:
+            if kept is not None:
+                await kept.aclose()
+            if isinstance(error, Excused):
+                raise library.translated(error.error) from error.error
+            raise
+        return kept
+
+    async def _ask(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any) -> Any:
+        """One host's answer."""
+        peers = self._peers_here(library)
+        peer = peers.find(attempt, request.url)
+        while peers.unused:
+            await peers.unused.pop().aclose()
+        while True:
+            prepared = self._prepared(library, exchange, attempt, request, peer)
+            try:
+                answer = await peer.pool.handle_async_request(prepared)
+            except library.of_network as error:
+                if isinstance(error, library.core.TimeoutException):
+                    raise exchange.judged(attempt, error, timed_out=True) from error
+                if not exchange.is_stale():
+                    raise exchange.judged(attempt, error) from error
+            except library.others as error:
+                raise Excused(error) from error
+            else:
+                return self._response(library, library.aanswer, answer, exchange, attempt, peer)
+
+    def _peers_here(self, library: Library) -> _Peers:
+        loop = _loop() or self._settings
+        peers = self._peers.get(loop)
+        if peers is None or peers.pid != os.getpid():
+            peers = self._peers[loop] = _Peers(self._settings, library, is_async=True)
+        return peers
+
+    async def aclose(self) -> None:
+        """Close all connections of this event loop."""
+        peers = self._peers.pop(_loop() or self._settings, None)
+        if peers is not None and peers.pid == os.getpid():
+            for pool in peers.pools():
+                await pool.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.aclose()
+
+
+def _loop() -> Any:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # of Trio, say
+        return None
+
+
+# ── clients ───────────────────────────────────────────────────────────────────────────────────
+
+_transports: weakref.WeakKeyDictionary[Upstream, UpstreamTransport] = weakref.WeakKeyDictionary()
+_async_transports: weakref.WeakKeyDictionary[Upstream, AsyncUpstreamTransport] = weakref.WeakKeyDictionary()
+
+
+class _OfContext:
+    """The upstream's transport, for one request: what it sees belongs to the request's context."""
+
+    def __init__(self, shared: Any, context: RequestContext) -> None:
+        self._shared = shared
+        self._context = context
+
+    def handle_request(self, request: Any) -> Any:
+        return self._shared.send(request, self._context)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        return await self._shared.asend(request, self._context)
+
+    def close(self) -> None:
+        """The connections are the upstream's."""
+
+    async def aclose(self) -> None:
+        """The connections are the upstream's."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """As :meth:`close`."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        """As :meth:`aclose`."""
+
+
+def client_for(context: RequestContext) -> Any:
+    """An ``httpx2.Client``, or ``httpx.Client``, whose requests belong to a context.
+
+    :raises ImportError: where neither is installed.
+    """
+    shared = _transports.get(context.upstream)
+    if shared is None:
+        shared = _transports.setdefault(context.upstream, UpstreamTransport(context.upstream))
+    return _installed().Client(transport=_OfContext(shared, context), **_options(context))
+
+
+def async_client_for(context: RequestContext) -> Any:
+    """As :func:`client_for`, an ``AsyncClient``."""
+    shared = _async_transports.get(context.upstream)
+    if shared is None:
+        shared = _async_transports.setdefault(context.upstream, AsyncUpstreamTransport(context.upstream))
+    return _installed().AsyncClient(transport=_OfContext(shared, context), **_options(context))
+
+
+def _options(context: RequestContext) -> dict[str, Any]:
+    # Timeouts are the pool's. Nothing of the environment: a proxy, or passwords in .netrc, would go elsewhere.
+    return {"base_url": f"http://{_name(context)}", "timeout": None, "trust_env": False}
+
+
+def _name(context: RequestContext) -> str:
+    """What hosts are called in ``Host``: as ``sni_host`` says, or like the upstream."""
+    pools = context.upstream.replica.snapshot().pools
+    named = next((pool.sni_host for pool in pools if pool.sni_host), context.upstream.id)
+    return named if _HOST_NAME.fullmatch(named) else "upstream"
+
+
+@functools.cache
+def _installed() -> Any:
+    for name in ("httpx2", "httpx"):
+        if importlib.util.find_spec(name) is not None:
+            return importlib.import_module(name)
+    raise ImportError("httpx2 is not installed: pip install 'resty-upstream[httpx]'")
