@@ -6,7 +6,8 @@
     response = client.get("/users/1")
     response.extensions["upstream"].host.id  # which host answered
 
-In a web request ``request.upstream.http`` is such a client already, and ``request.upstream.ahttp`` an asynchronous one.
+In a web request ``request.upstream.http`` is such a client already, and ``request.upstream.ahttp`` an asynchronous
+one.
 """
 
 from __future__ import annotations

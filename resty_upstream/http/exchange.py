@@ -50,7 +50,7 @@ class Progress:
         """When the head of the answer must be there, by ``time.monotonic``."""
 
     def bounded(self, timeout_s: float | None) -> float | None:
-        """The timeout of one read or write: a host that sends a byte now and then is not to take for ever."""
+        """The timeout of one read: a host that sends a byte now and then is not to take for ever."""
         if self.until == math.inf:
             return timeout_s
         left_s = max(self.until - time.monotonic(), 0.001)
@@ -64,7 +64,10 @@ class Exchange(Attempts):
     :param replayable: whether the request's body is there a second time.
     """
 
-    __slots__ = ("_flight", "_is_repeatable", "_limit", "_stale", "progress")
+    __slots__ = ("_flight", "_headers", "_is_replayable", "_limit", "_method", "_stale", "progress")
+
+    progress: Progress
+    """Of the last time that it was sent."""
 
     _flight: Flight | None
     _limit: Literal["host", "deadline", "caller"]
@@ -74,12 +77,16 @@ class Exchange(Attempts):
         self, context: RequestContext, method: str, headers: Mapping[str, str], *, replayable: bool
     ) -> None:
         super().__init__(context, None)
-        self._is_repeatable = is_repeatable(method, headers, replayable=replayable)
+        self._method = method
+        self._headers = headers
+        self._is_replayable = replayable
         self._flight = None
         self._stale = 0
-        self.progress = Progress()
-        """Of the last time that it was sent."""
         budget.note_request(time.monotonic())
+
+    @property
+    def _is_repeatable(self) -> bool:
+        return is_repeatable(self._method, self._headers, replayable=self._is_replayable)
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────
 
@@ -141,15 +148,15 @@ class Exchange(Attempts):
 
     # ── what was answered ─────────────────────────────────────────────────────────────────────
 
-    def is_bad(self, attempt: Attempt, status: int, retry_after: str | None) -> bool:
+    def is_bad(self, attempt: Attempt, status: int, headers: Mapping[str, str]) -> bool:
         """Whether an answer of that status is a failure of the host.
 
-        :param retry_after: the header. A host that says how long it is to be left alone goes down for that time
-            (up to ``failed_timeout_max``), unless half of the pool is down.
+        :param headers: of the answer. A host that says in ``Retry-After`` how long it is to be left alone goes
+            down for that time (up to ``failed_timeout_max``), unless half of the pool is down.
         """
         if not attempt.pool.is_failure(attempt.host, status):
             return False
-        least_s = retry_after_s(retry_after)
+        least_s = retry_after_s(headers.get("retry-after"))
         if least_s:
             now, reason = self.now(), f"status {status}, Retry-After {least_s:g} s"
             fact = Eject(now, attempt.began, time.time(), 2 * random() - 1, reason, least_s)

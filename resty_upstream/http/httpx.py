@@ -114,13 +114,13 @@ def _network(core: Any) -> tuple[Any, Any]:
         def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             progress = _progress.get(_NOBODYS)
             data: bytes = self._inner.read(max_bytes, progress.bounded(timeout))
-            progress.answered = True if data else progress.answered
+            if data:
+                progress.answered = True
             return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            progress = _progress.get(_NOBODYS)
-            progress.sent = True
-            self._inner.write(buffer, progress.bounded(timeout))
+            _progress.get(_NOBODYS).sent = True
+            self._inner.write(buffer, timeout)
 
         def start_tls(self, *args: Any, **options: Any) -> Stream:
             return Stream(self._inner.start_tls(*args, **options))
@@ -143,13 +143,13 @@ def _network(core: Any) -> tuple[Any, Any]:
         async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
             progress = _progress.get(_NOBODYS)
             data: bytes = await self._inner.read(max_bytes, progress.bounded(timeout))
-            progress.answered = True if data else progress.answered
+            if data:
+                progress.answered = True
             return data
 
-        async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            progress = _progress.get(_NOBODYS)
-            progress.sent = True
-            await self._inner.write(buffer, progress.bounded(timeout))
+        def write(self, buffer: bytes, timeout: float | None = None) -> Any:
+            _progress.get(_NOBODYS).sent = True
+            return self._inner.write(buffer, timeout)
 
         async def start_tls(self, *args: Any, **options: Any) -> AStream:
             return AStream(await self._inner.start_tls(*args, **options))
@@ -435,7 +435,7 @@ class UpstreamTransport(_Transport):
                     kept, earlier = response, kept
                     if earlier is not None:
                         earlier.close()
-                    if not exchange.is_bad(attempt, response.status_code, response.headers.get("retry-after")):
+                    if not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():
@@ -506,7 +506,8 @@ class AsyncUpstreamTransport(_Transport):
     async def asend(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
         library = Library.of(request)
-        await context.aload()
+        if not context.upstream.replica.is_loaded:
+            await context.aload()
         exchange = self._exchange(library, request, context)
         kept = None
         try:
@@ -516,7 +517,7 @@ class AsyncUpstreamTransport(_Transport):
                     kept, earlier = response, kept
                     if earlier is not None:
                         await earlier.aclose()
-                    if not exchange.is_bad(attempt, response.status_code, response.headers.get("retry-after")):
+                    if not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():

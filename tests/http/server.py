@@ -6,15 +6,15 @@ import contextlib
 import gzip
 import os
 import select
+import signal
 import socket
 import ssl
 import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import BinaryIO, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
 
 PART = b"x" * 65_536
 
@@ -31,7 +31,11 @@ class Received(NamedTuple):
 
 
 class Closed(Exception):
-    """The other side went away."""
+    """The connection is over."""
+
+
+class Reset(Closed):
+    """It is to be reset."""
 
 
 class Server:
@@ -73,19 +77,16 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Refuse connections from now on, and reset those that there are."""
+        """Refuse connections from now on, and end those that there are."""
         self._stopping = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.close_connections(reset=True)
-
-    def close_connections(self, *, reset: bool = False) -> None:
-        """End all connections."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            _end(connection, reset=reset)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # which its thread notices
 
     @property
     def open_connections(self) -> int:
@@ -101,24 +102,33 @@ class Server:
                 threading.Thread(target=self._serve, args=(connection, self.accepted), daemon=True).start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
-        with contextlib.suppress(OSError):
+        try:
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 connection = self._tls.wrap_socket(connection, server_side=True)
+        except OSError:
+            connection.close()
+            return
         with self._lock:
             self._connections.add(connection)
         try:
-            with contextlib.suppress(OSError, Closed, ValueError):
-                file = connection.makefile("rb")
-                while not self._stopping:
-                    request = _read(file, connection, number)
-                    self.received.append(request)
-                    self._answer(connection, request)
+            with connection, connection.makefile("rb") as file:
+                self._converse(connection, file, number)
         finally:
             with self._lock:
                 self._connections.discard(connection)
-            _end(connection, reset=False)
+
+    def _converse(self, connection: socket.socket, file: BinaryIO, number: int) -> None:
+        try:
+            while not self._stopping:
+                request = _read(file, connection, number)
+                self.received.append(request)
+                self._answer(connection, request)
+        except Reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except (OSError, Closed, ValueError):
+            pass
 
     # ── answers ───────────────────────────────────────────────────────────────────────────────
 
@@ -126,7 +136,7 @@ class Server:
         if self.statuses:
             self._send(connection, request, status=self.statuses.pop(0))
             return
-        kind, *rest = urlsplit(request.path).path.strip("/").split("/")
+        kind, *rest = unquote(urlsplit(request.path).path).strip("/").split("/")
         answer = getattr(self, f"_answer_{kind}", None)
         if answer is None:
             self._send(connection, request)
@@ -158,6 +168,9 @@ class Server:
     def _answer_echo(self, connection: socket.socket, request: Received) -> None:
         self._send(connection, request, request.body)
 
+    def _answer_count(self, connection: socket.socket, request: Received) -> None:
+        self._send(connection, request, str(len(request.body)).encode())
+
     def _answer_hang(self, connection: socket.socket, request: Received) -> None:
         """Nothing comes, until the other side goes away."""
         while not self._stopping:
@@ -169,12 +182,11 @@ class Server:
         raise Closed
 
     def _answer_reset(self, connection: socket.socket, request: Received) -> None:
-        _end(connection, reset=True)
-        raise Closed
+        raise Reset
 
     def _answer_garbage(self, connection: socket.socket, request: Received) -> None:
-        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
-        raise Closed
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+        self._answer_hang(connection, request)
 
     def _answer_half(self, connection: socket.socket, request: Received, how: str = "close") -> None:
         """The body breaks off."""
@@ -182,8 +194,7 @@ class Server:
         time.sleep(0.05)  # for the head to be read before a reset discards it
         if how == "hang":
             self._answer_hang(connection, request)
-        _end(connection, reset=how == "reset")
-        raise Closed
+        raise Reset if how == "reset" else Closed
 
     def _answer_half_head(self, connection: socket.socket, request: Received) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
@@ -218,8 +229,8 @@ class Server:
         raise Closed
 
 
-def _read(file: object, connection: socket.socket, number: int) -> Received:
-    reader: Iterator[bytes] = iter(file.readline, b"")  # type: ignore[attr-defined]
+def _read(file: BinaryIO, connection: socket.socket, number: int) -> Received:
+    reader = iter(file.readline, b"")
     first = next(reader, b"")
     if not first:
         raise Closed
@@ -234,35 +245,31 @@ def _read(file: object, connection: socket.socket, number: int) -> Received:
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = b""
     if headers.get("transfer-encoding") == "chunked":
-        while size := int(next(reader), 16):
-            body += file.read(size)  # type: ignore[attr-defined]
-            next(reader)
-        next(reader)
+        parts = []
+        while size := int(next(reader, b"none"), 16):
+            parts.append(file.read(size))
+            next(reader, b"")
+        next(reader, b"")
+        body = b"".join(parts)
     elif "content-length" in headers:
-        body = file.read(int(headers["content-length"]))  # type: ignore[attr-defined]
+        body = file.read(int(headers["content-length"]))
     return Received(method, path, headers, body, number)
 
 
-def _end(connection: socket.socket, *, reset: bool) -> None:
-    with contextlib.suppress(OSError):
-        if reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        else:
-            connection.shutdown(socket.SHUT_RDWR)
-    with contextlib.suppress(OSError):
-        connection.close()
+class _Printed(list[Received]):
+    """A record that is kept where it outlives the process."""
+
+    def append(self, request: Received) -> None:
+        os.write(1, f"{request.path}\n".encode())
 
 
 def main() -> None:
-    """A server as a process of its own: its port as argument; each path that reached it is printed."""
-    with Server(sys.argv[2], port=int(sys.argv[1])) as server:
-        seen = 0
+    """A server as a process of its own, on a port, with a name; it prints the paths of all that reaches it."""
+    server = Server(sys.argv[2], port=int(sys.argv[1]))
+    server.received = _Printed()
+    with server:
         os.write(1, b"ready\n")
-        while os.getppid() != 1:
-            time.sleep(0.01)
-            paths = [request.path for request in server.received[seen:]]
-            seen += len(paths)
-            os.write(1, "".join(f"{path}\n" for path in paths).encode())
+        signal.pause()
 
 
 if __name__ == "__main__":

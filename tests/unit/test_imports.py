@@ -29,6 +29,7 @@ PUBLIC = {
         "cli",
         "config",
         "errors",
+        "http.httpx",
         "lint",
         "sticky",
         "stores",
@@ -104,6 +105,8 @@ def _imports(node: ast.AST, package: str, *, only_for_types: bool, at_start: boo
                 )
 
 
+FOR_CLIENTS = [name for name in MODULES if name.startswith(("resty_upstream.http.", "resty_upstream.clients."))]
+"""Modules named for a client, which import it, and what they share."""
 CORE = [name for name in MODULES if not name.startswith(("resty_upstream.contrib", "resty_upstream.stores"))]
 STORES = [name for name in MODULES if name.startswith("resty_upstream.stores")]
 CONTRIB = [name for name in MODULES if name.startswith("resty_upstream.contrib.")]
@@ -134,9 +137,18 @@ def test_what_is_pure_imports_only_what_is_pure(module: str) -> None:
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_imports_nothing_but_the_standard_library_and_msgspec(module: str) -> None:
     late = WHERE_USED.get(module, set())
-    others = [entry for entry in imports_of(module) if not entry.is_stdlib]
+    its_own = {module.rpartition(".")[2]} if module in FOR_CLIENTS else set()
+    others = [entry for entry in imports_of(module) if not entry.is_stdlib and not entry.only_for_types]
     tops = {entry.top for entry in others if entry.at_start or entry.top not in late}
-    assert tops <= {"msgspec", "resty_upstream"}
+    assert tops <= {"msgspec", "resty_upstream", *its_own}
+
+
+@pytest.mark.parametrize("module", FOR_CLIENTS)
+def test_what_is_for_a_client_is_imported_where_it_is_used(module: str) -> None:
+    if module.rpartition(".")[2] not in sys.stdlib_module_names | {"exchange", "retries"}:
+        users = [other for other in [*CORE, *STORES] if other not in FOR_CLIENTS]
+        entries = [entry for other in users for entry in imports_of(other) if entry.our_module == module]
+        assert not [entry for entry in entries if entry.at_start and not entry.only_for_types]
 
 
 @pytest.mark.parametrize("module", STORES)

@@ -1,0 +1,163 @@
+"""The clients that have a transport, behind one way to use them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from resty_upstream import Upstream
+from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
+
+NAME = "users.internal"
+"""The name in all URLs."""
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    body: bytes
+    host: str
+    """The id of the host that answered."""
+    headers: Mapping[str, str]
+
+
+Streamed = contextlib.AbstractContextManager[tuple[Reply, Iterator[bytes]]]
+"""An answer without its body, and the parts of that."""
+
+
+class Client(Protocol):
+    """A client that blocks."""
+
+    error: type[Exception] | tuple[type[Exception], ...]
+    """What it raises when the network fails."""
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Iterator[bytes] | None = None,
+        timeout: float | None = None,
+        follow: bool = False,
+    ) -> Reply: ...
+
+    def stream(
+        self, method: str, path: str
+    ) -> contextlib.AbstractContextManager[tuple[Reply, Iterator[bytes]]]: ...
+
+
+Opened = Callable[..., contextlib.AbstractContextManager[Client]]
+
+
+class _Httpx:
+    def __init__(self, name: str, client: Any) -> None:
+        self.error = importlib.import_module(name).TransportError
+        self._client = client
+
+    def request(
+        self, method: str, path: str, *, timeout: float | None = None, follow: bool = False, **options: Any
+    ) -> Reply:
+        response = self._client.request(method, path, timeout=timeout, follow_redirects=follow, **options)
+        return _reply(response, response.content)
+
+    @contextlib.contextmanager
+    def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+        with self._client.stream(method, path, timeout=None) as response:
+            yield _reply(response, b""), response.iter_raw()
+
+
+def _reply(response: Any, body: bytes) -> Reply:
+    return Reply(response.status_code, body, response.extensions["upstream"].host.id, response.headers)
+
+
+def _httpx(name: str) -> Opened:
+    @contextlib.contextmanager
+    def opened(upstream: Upstream, verify: ssl.SSLContext | None = None) -> Iterator[Client]:
+        hx = importlib.import_module(name)
+        transport = UpstreamTransport(upstream, verify=verify)
+        with hx.Client(transport=transport, base_url=_base(verify)) as client:
+            yield _Httpx(name, client)
+
+    return opened
+
+
+def _base(verify: ssl.SSLContext | None) -> str:
+    return f"{'https' if verify else 'http'}://{NAME}"
+
+
+class _AsyncHttpx:
+    def __init__(self, name: str, client: Any, runner: asyncio.Runner) -> None:
+        self.error = importlib.import_module(name).TransportError
+        self._client = client
+        self._runner = runner
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Any = None,
+        timeout: float | None = None,
+        follow: bool = False,
+        **options: Any,
+    ) -> Reply:
+        async def ask() -> Reply:
+            body = content if content is None or isinstance(content, bytes) else _parts(content)
+            response = await self._client.request(
+                method, path, content=body, timeout=timeout, follow_redirects=follow, **options
+            )
+            return _reply(response, response.content)
+
+        return self._runner.run(ask())
+
+    @contextlib.contextmanager
+    def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+        manager = self._client.stream(method, path, timeout=None)
+        response = self._runner.run(manager.__aenter__())
+        parts = response.aiter_raw()
+
+        def each() -> Iterator[bytes]:
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield self._runner.run(anext(parts))
+
+        try:
+            yield _reply(response, b""), each()
+        finally:
+            self._runner.run(parts.aclose())
+            self._runner.run(manager.__aexit__(None, None, None))
+
+
+async def _parts(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def _async_httpx(name: str) -> Opened:
+    @contextlib.contextmanager
+    def opened(upstream: Upstream, verify: ssl.SSLContext | None = None) -> Iterator[Client]:
+        hx = importlib.import_module(name)
+        with asyncio.Runner() as runner:
+            client = hx.AsyncClient(
+                transport=AsyncUpstreamTransport(upstream, verify=verify), base_url=_base(verify)
+            )
+            try:
+                yield _AsyncHttpx(name, client, runner)
+            finally:
+                runner.run(client.aclose())
+
+    return opened
+
+
+CLIENTS: dict[str, Opened] = {
+    "httpx2": _httpx("httpx2"),
+    "httpx": _httpx("httpx"),
+    "httpx2 async": _async_httpx("httpx2"),
+    "httpx async": _async_httpx("httpx"),
+}
