@@ -16,6 +16,7 @@ from benchmarks.event_loop import event_loop
 from benchmarks.failures import failures
 from benchmarks.gateways import gateways
 from benchmarks.harness import Figure, Group, measure, plain, table
+from benchmarks.http_clients import http_clients
 from benchmarks.sockets import async_sockets, sync_sockets
 
 _BENCHMARKS: Final[dict[str, Callable[[], AbstractContextManager[list[Group]]]]] = {
@@ -24,6 +25,7 @@ _BENCHMARKS: Final[dict[str, Callable[[], AbstractContextManager[list[Group]]]]]
     "asyncio": async_sockets,
     "gateways": gateways,
     "django": django_middleware,
+    "http": http_clients,
     "failure": failures,
     "loop": event_loop,
 }

@@ -59,7 +59,8 @@ UPSTREAMS: dict[str, dict[str, Any]] = {
         "STORE": os.environ.get("EXAMPLE_STORE") or _default_store(),
         "POOLS": {
             "primary": {
-                "timeout": 500,  # milliseconds
+                "timeout": 500,  # milliseconds, to connect
+                "read_timeout": 500,  # milliseconds, of an answer of HTTP
                 # Down after two failures and tried again after two seconds: lively, for somebody who watches.
                 # The defaults (3, 10 and 60) suit a service.
                 "max_fails": 2,
@@ -73,6 +74,7 @@ UPSTREAMS: dict[str, dict[str, Any]] = {
             # Used when nothing in `primary` is available: a higher number is tried later.
             "dr": {
                 "timeout": 500,
+                "read_timeout": 500,
                 "priority": 10,
                 "max_fails": 2,
                 "failed_timeout": 2,

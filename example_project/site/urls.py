@@ -10,5 +10,6 @@ urlpatterns = [
     path("", views.page),
     path("raw", views.raw),
     path("http", views.http),
+    path("client", views.client),
     path("async", views.asynchronous),
 ]

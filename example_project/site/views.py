@@ -1,4 +1,4 @@
-"""Three ways to call a service through `request.upstream`, and a page that shows what happened.
+"""Four ways to call a service through `request.upstream`, and a page that shows what happened.
 
 Every call does the whole exchange inside its attempt: the kernel completes connections to a process that is
 stopped, so that only a missing answer shows that it is not there.
@@ -43,6 +43,15 @@ def http(request: UpstreamHttpRequest) -> JsonResponse:
     except NoHostAvailable as exc:
         return unavailable(exc)
     return report(answer, attempt.info)
+
+
+def client(request: UpstreamHttpRequest) -> JsonResponse:
+    """HTTP without a loop of our own: the request's client goes on to the next host by itself."""
+    try:
+        response = request.upstream.http.get("/")
+    except NoHostAvailable as exc:
+        return unavailable(exc)
+    return report(str(response.json()["answer"]), response.extensions["upstream"])
 
 
 async def asynchronous(request: UpstreamHttpRequest) -> JsonResponse:

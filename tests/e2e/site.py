@@ -193,7 +193,7 @@ class Load:
         self._results: list[list[Result]] = [[] for _ in range(connections)]
         self._threads = [
             threading.Thread(target=self._run, args=[results, path])
-            for results, path in zip(self._results, itertools.cycle(["/raw", "/http"]))
+            for results, path in zip(self._results, itertools.cycle(["/raw", "/http", "/client"]))
         ]
 
     def __enter__(self) -> Load:
