@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 _OURS: Final = "upstream"
+_FOUND: Final = 64
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63}){0,10}")
-_CORES: Final = {"httpx2": "httpcore2", "httpx": "httpcore", "httpxyz": "httpcorexyz"}
+_CORES: Final = {"httpx2": "httpcore2", "httpx": "httpcore"}
 
 _progress: ContextVar[Progress] = ContextVar("resty_upstream.http")
 
@@ -191,7 +192,7 @@ class _Answer:
     def end(self) -> None:
         """It is read, or given up."""
         self._exchange.land()
-        self._peer.in_use.discard(self)
+        self._peer.in_use.discard(self._exchange)
 
 
 def _streams(hx: Any) -> tuple[Any, Any]:
@@ -233,7 +234,7 @@ class _Peer:
         self.pool = pool
         self.address = address
         self.sni = sni
-        self.in_use: set[_Answer] = set()
+        self.in_use: set[Exchange] = set()
 
 
 class _Peers:
@@ -254,7 +255,7 @@ class _Peers:
         asked = (attempt.target, url.raw_scheme, url.raw_host)
         peer = self._found.get(asked)
         if peer is None:
-            if len(self._found) > 64 and len(self._found) > 2 * len(self._peers):
+            if len(self._found) >= max(_FOUND, 4 * len(attempt.pool.hosts)):
                 self._forget()
             peer = self._found[asked] = self._make(attempt, url)
         return peer
@@ -289,7 +290,7 @@ class _Peers:
         return [*self.unused, *(peer.pool for peer in self._peers.values())]
 
     def _forget(self) -> None:
-        """Drop what targets of long ago asked for, and connections that nobody found since the last time."""
+        """Drop what was found, and connections that nobody found since the last time: names come and go."""
         found = set(map(id, self._found.values()))
         for key, peer in list(self._peers.items()):
             if id(peer) not in found and not peer.in_use:
@@ -378,7 +379,6 @@ class _Transport:
     ) -> Any:
         exchange.progress.until = math.inf
         stream = kind(library, answer.stream, exchange, attempt, peer)
-        peer.in_use.add(stream)
         return library.hx.Response(
             answer.status,
             headers=answer.headers,
@@ -461,19 +461,25 @@ class UpstreamTransport(_Transport):
         peer = peers.find(attempt, request.url)
         while peers.unused:
             peers.unused.pop().close()
-        while True:
-            prepared = self._prepared(library, exchange, attempt, request, peer)
-            try:
-                answer = peer.pool.handle_request(prepared)
-            except library.of_network as error:
-                if isinstance(error, library.core.TimeoutException):
-                    raise exchange.judged(attempt, error, timed_out=True) from error
-                if not exchange.is_stale():
-                    raise exchange.judged(attempt, error) from error
-            except library.others as error:
-                raise Excused(error) from error
-            else:
-                return self._response(library, library.answer, answer, exchange, attempt, peer)
+        peer.in_use.add(exchange)
+        answer = None
+        try:
+            while True:
+                prepared = self._prepared(library, exchange, attempt, request, peer)
+                try:
+                    answer = peer.pool.handle_request(prepared)
+                except library.of_network as error:
+                    if isinstance(error, library.core.TimeoutException):
+                        raise exchange.judged(attempt, error, timed_out=True) from error
+                    if not exchange.is_stale():
+                        raise exchange.judged(attempt, error) from error
+                except library.others as error:
+                    raise Excused(error) from error
+                else:
+                    return self._response(library, library.answer, answer, exchange, attempt, peer)
+        finally:
+            if answer is None:
+                peer.in_use.discard(exchange)
 
     def close(self) -> None:
         """Close all connections."""
@@ -541,19 +547,25 @@ class AsyncUpstreamTransport(_Transport):
         peer = peers.find(attempt, request.url)
         while peers.unused:
             await peers.unused.pop().aclose()
-        while True:
-            prepared = self._prepared(library, exchange, attempt, request, peer)
-            try:
-                answer = await peer.pool.handle_async_request(prepared)
-            except library.of_network as error:
-                if isinstance(error, library.core.TimeoutException):
-                    raise exchange.judged(attempt, error, timed_out=True) from error
-                if not exchange.is_stale():
-                    raise exchange.judged(attempt, error) from error
-            except library.others as error:
-                raise Excused(error) from error
-            else:
-                return self._response(library, library.aanswer, answer, exchange, attempt, peer)
+        peer.in_use.add(exchange)
+        answer = None
+        try:
+            while True:
+                prepared = self._prepared(library, exchange, attempt, request, peer)
+                try:
+                    answer = await peer.pool.handle_async_request(prepared)
+                except library.of_network as error:
+                    if isinstance(error, library.core.TimeoutException):
+                        raise exchange.judged(attempt, error, timed_out=True) from error
+                    if not exchange.is_stale():
+                        raise exchange.judged(attempt, error) from error
+                except library.others as error:
+                    raise Excused(error) from error
+                else:
+                    return self._response(library, library.aanswer, answer, exchange, attempt, peer)
+        finally:
+            if answer is None:
+                peer.in_use.discard(exchange)
 
     def _peers_here(self, library: Library) -> _Peers:
         loop = _loop() or self._settings

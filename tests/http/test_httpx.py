@@ -214,6 +214,20 @@ def test_a_request_that_is_cancelled_leaves_nothing(server: Server, path: str, a
     wait_until(lambda: server.open_connections == 0, "all connections are closed")
 
 
+def test_names_without_end_are_not_kept(server: Server) -> None:
+    """Whoever chooses names in URLs cannot have this process keep something for each."""
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("*.users.internal").configure_cert(tls)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    with Server("t", tls=tls) as secure, UpstreamTransport(upstream_of(secure), verify=trusted) as transport:
+        client = httpx2.Client(transport=transport)
+        for number in range(300):
+            assert client.get(f"https://n{number}.users.internal/").status_code == 200
+        assert secure.open_connections <= 130
+
+
 # ── processes, and changes ────────────────────────────────────────────────────────────────────
 
 
