@@ -155,9 +155,18 @@ def _async_httpx(name: str) -> Opened:
     return opened
 
 
+def _from(module: str, name: str) -> Opened:
+    def opened(upstream: Upstream, verify: ssl.SSLContext | None = None) -> Any:
+        return getattr(importlib.import_module(module), name)(upstream, verify)
+
+    return opened
+
+
 CLIENTS: dict[str, Opened] = {
     "httpx2": _httpx("httpx2"),
     "httpx": _httpx("httpx"),
     "httpx2 async": _async_httpx("httpx2"),
     "httpx async": _async_httpx("httpx"),
+    "requests": _from("tests.http.clients_requests", "requests_client"),
+    "urllib3": _from("tests.http.clients_requests", "urllib3_client"),
 }
