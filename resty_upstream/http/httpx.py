@@ -16,7 +16,7 @@ import os
 import re
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
@@ -249,6 +249,7 @@ class _Peers:
         self._peers: dict[tuple[Any, ...], _Peer] = {}
         self.unused: list[Any] = []
         """Connection pools to be closed."""
+        self.end: AsyncGenerator[None] | None = None
 
     def find(self, attempt: Attempt, url: Any) -> _Peer:
         """The connections of an attempt."""
@@ -301,7 +302,7 @@ class _Peers:
 class _Settings:
     """What a user gave a transport."""
 
-    def __init__(self, verify: ssl.SSLContext | None, http1: bool, http2: bool) -> None:
+    def __init__(self, verify: ssl.SSLContext | None = None, http1: bool = True, http2: bool = False) -> None:
         self.verify = verify
         self.http1 = http1
         self.http2 = http2
@@ -327,26 +328,14 @@ def _verified(hx: Any) -> ssl.SSLContext:
     return context
 
 
-# ── transports ────────────────────────────────────────────────────────────────────────────────
+# ── requests ──────────────────────────────────────────────────────────────────────────────────
 
 
-class _Transport:
-    """What both transports share."""
+class _Engine:
+    """What sends requests: the connections, and how they are made."""
 
-    def __init__(
-        self,
-        upstream: Upstream | RequestContext,
-        *,
-        verify: ssl.SSLContext | None = None,
-        http1: bool = True,
-        http2: bool = False,
-    ) -> None:
-        self._upstream = upstream
-        self._settings = _Settings(verify, http1, http2)
-
-    def _context(self) -> RequestContext:
-        upstream = self._upstream
-        return upstream if isinstance(upstream, RequestContext) else upstream.current_context
+    def __init__(self, settings: _Settings) -> None:
+        self._settings = settings
 
     def _exchange(self, library: Library, request: Any, context: RequestContext) -> Exchange:
         replayable = isinstance(request.stream, library.hx.ByteStream)
@@ -397,31 +386,10 @@ def _error_of(library: Library, attempt: Attempt) -> Exception:
     return library.translated(error) if isinstance(error, Exception) else library.hx.TransportError("failed")
 
 
-class UpstreamTransport(_Transport):
-    """A transport for ``httpx2.Client`` and ``httpx.Client`` (``transport=``, or in ``mounts=``).
-
-    ::
-
-        client = httpx2.Client(transport=UpstreamTransport(upstream), base_url="http://users.internal")
-        response = client.get("/users/1")
-        response.extensions["upstream"].host.id
-
-    All its requests go to hosts of the upstream, whatever their URLs say; the name in the URL is for ``Host``, SNI
-    and certificates (of ``https`` URLs, and of pools with ``ssl``). A request that failed is sent to the next host
-    when nothing of it was sent, or when it is GET, HEAD, OPTIONS, TRACE, PUT or DELETE or has an
-    ``Idempotency-Key``, and has a body that is there a second time; so is one that was answered with one of the
-    pool's ``status_codes``. When every host answered like that, the last answer is returned.
-
-    :param upstream: an upstream, or the context of a request.
-    :param verify: instead of the client's own trust store, for pools with ``ssl_verify``.
-    :raises httpx2.ConnectError: which is a :class:`~resty_upstream.NoHostAvailable`, when no host is left.
-    """
+class SyncEngine(_Engine):
+    """Sends requests of a ``Client``."""
 
     _peers: _Peers | None = None
-
-    def handle_request(self, request: Any) -> Any:
-        """Called by the client."""
-        return self.send(request, self._context())
 
     def send(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
@@ -488,28 +456,15 @@ class UpstreamTransport(_Transport):
             for pool in peers.pools():
                 pool.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_error: object) -> None:
-        self.close()
+class AsyncEngine(_Engine):
+    """Sends requests of an ``AsyncClient``; each event loop has connections of its own."""
 
-
-class AsyncUpstreamTransport(_Transport):
-    """:class:`UpstreamTransport` for ``httpx2.AsyncClient`` and ``httpx.AsyncClient``.
-
-    Each event loop has connections of its own.
-    """
-
-    def __init__(self, upstream: Upstream | RequestContext, **options: Any) -> None:
-        super().__init__(upstream, **options)
+    def __init__(self, settings: _Settings) -> None:
+        super().__init__(settings)
         self._peers: weakref.WeakKeyDictionary[Any, _Peers] = weakref.WeakKeyDictionary()
 
-    async def handle_async_request(self, request: Any) -> Any:
-        """Called by the client."""
-        return await self.asend(request, self._context())
-
-    async def asend(self, request: Any, context: RequestContext) -> Any:
+    async def send(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
         library = Library.of(request)
         if not context.upstream.replica.is_loaded:
@@ -543,7 +498,7 @@ class AsyncUpstreamTransport(_Transport):
 
     async def _ask(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any) -> Any:
         """One host's answer."""
-        peers = self._peers_here(library)
+        peers = await self._peers_here(library)
         peer = peers.find(attempt, request.url)
         while peers.unused:
             await peers.unused.pop().aclose()
@@ -567,25 +522,29 @@ class AsyncUpstreamTransport(_Transport):
             if answer is None:
                 peer.in_use.discard(exchange)
 
-    def _peers_here(self, library: Library) -> _Peers:
+    async def _peers_here(self, library: Library) -> _Peers:
         loop = _loop() or self._settings
         peers = self._peers.get(loop)
         if peers is None or peers.pid != os.getpid():
             peers = self._peers[loop] = _Peers(self._settings, library, is_async=True)
+            peers.end = _closed_at_the_end(peers)
+            await anext(peers.end)
         return peers
 
     async def aclose(self) -> None:
         """Close all connections of this event loop."""
         peers = self._peers.pop(_loop() or self._settings, None)
-        if peers is not None and peers.pid == os.getpid():
-            for pool in peers.pools():
-                await pool.aclose()
+        if peers is not None and peers.pid == os.getpid() and peers.end is not None:
+            await peers.end.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
 
-    async def __aexit__(self, *_error: object) -> None:
-        await self.aclose()
+async def _closed_at_the_end(peers: _Peers) -> AsyncGenerator[None]:
+    """Closes connections with the event loop, which ends generators that are not at their end."""
+    try:
+        yield
+    finally:
+        for pool in peers.pools():
+            await pool.aclose()
 
 
 def _loop() -> Any:
@@ -595,24 +554,109 @@ def _loop() -> Any:
         return None
 
 
+# ── transports ────────────────────────────────────────────────────────────────────────────────
+
+
+def _context(upstream: Upstream | RequestContext) -> RequestContext:
+    return upstream if isinstance(upstream, RequestContext) else upstream.current_context
+
+
+class UpstreamTransport:
+    """A transport for ``httpx2.Client`` and ``httpx.Client`` (``transport=``, or in ``mounts=``).
+
+    ::
+
+        client = httpx2.Client(transport=UpstreamTransport(upstream), base_url="http://users.internal")
+        response = client.get("/users/1")
+        response.extensions["upstream"].host.id
+
+    All its requests go to hosts of the upstream, whatever their URLs say; the name in the URL is for ``Host``, SNI
+    and certificates (of ``https`` URLs, and of pools with ``ssl``). A request that failed is sent to the next host
+    when nothing of it was sent, or when it is GET, HEAD, OPTIONS, TRACE, PUT or DELETE or has an
+    ``Idempotency-Key``, and has a body that is there a second time; so is one that was answered with one of the
+    pool's ``status_codes``. When every host answered like that, the last answer is returned.
+
+    :param upstream: an upstream, or the context of a request.
+    :param verify: instead of the client's own trust store, for pools with ``ssl_verify``.
+    :raises httpx2.ConnectError: which is a :class:`~resty_upstream.NoHostAvailable`, when no host is left.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream | RequestContext,
+        *,
+        verify: ssl.SSLContext | None = None,
+        http1: bool = True,
+        http2: bool = False,
+    ) -> None:
+        self._upstream = upstream
+        self._engine = SyncEngine(_Settings(verify, http1, http2))
+
+    def handle_request(self, request: Any) -> Any:
+        """Called by the client."""
+        return self._engine.send(request, _context(self._upstream))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class AsyncUpstreamTransport:
+    """:class:`UpstreamTransport` for ``httpx2.AsyncClient`` and ``httpx.AsyncClient``.
+
+    Each event loop has connections of its own.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream | RequestContext,
+        *,
+        verify: ssl.SSLContext | None = None,
+        http1: bool = True,
+        http2: bool = False,
+    ) -> None:
+        self._upstream = upstream
+        self._engine = AsyncEngine(_Settings(verify, http1, http2))
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Called by the client."""
+        return await self._engine.send(request, _context(self._upstream))
+
+    async def aclose(self) -> None:
+        """Close all connections of this event loop."""
+        await self._engine.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.aclose()
+
+
 # ── clients ───────────────────────────────────────────────────────────────────────────────────
 
-_transports: weakref.WeakKeyDictionary[Upstream, UpstreamTransport] = weakref.WeakKeyDictionary()
-_async_transports: weakref.WeakKeyDictionary[Upstream, AsyncUpstreamTransport] = weakref.WeakKeyDictionary()
+_engines: weakref.WeakKeyDictionary[Upstream, SyncEngine] = weakref.WeakKeyDictionary()
+_async_engines: weakref.WeakKeyDictionary[Upstream, AsyncEngine] = weakref.WeakKeyDictionary()
 
 
 class _OfContext:
-    """The upstream's transport, for one request: what it sees belongs to the request's context."""
+    """A transport for one request: what it sees belongs to its context, the connections to the upstream."""
 
-    def __init__(self, shared: Any, context: RequestContext) -> None:
-        self._shared = shared
+    def __init__(self, engine: SyncEngine | AsyncEngine, context: RequestContext) -> None:
+        self._engine = engine
         self._context = context
 
     def handle_request(self, request: Any) -> Any:
-        return self._shared.send(request, self._context)
+        return self._engine.send(request, self._context)
 
     async def handle_async_request(self, request: Any) -> Any:
-        return await self._shared.asend(request, self._context)
+        return await self._engine.send(request, self._context)
 
     def close(self) -> None:
         """The connections are the upstream's."""
@@ -638,18 +682,21 @@ def client_for(context: RequestContext) -> Any:
 
     :raises ImportError: where neither is installed.
     """
-    shared = _transports.get(context.upstream)
-    if shared is None:
-        shared = _transports.setdefault(context.upstream, UpstreamTransport(context.upstream))
-    return _installed().Client(transport=_OfContext(shared, context), **_options(context))
+    upstream = context.upstream
+    engine = _engines.get(upstream)
+    if engine is None:
+        engine = _engines.setdefault(upstream, SyncEngine(_Settings()))
+        weakref.finalize(upstream, engine.close)
+    return _installed().Client(transport=_OfContext(engine, context), **_options(context))
 
 
 def async_client_for(context: RequestContext) -> Any:
     """As :func:`client_for`, an ``AsyncClient``."""
-    shared = _async_transports.get(context.upstream)
-    if shared is None:
-        shared = _async_transports.setdefault(context.upstream, AsyncUpstreamTransport(context.upstream))
-    return _installed().AsyncClient(transport=_OfContext(shared, context), **_options(context))
+    upstream = context.upstream
+    engine = _async_engines.get(upstream)
+    if engine is None:
+        engine = _async_engines.setdefault(upstream, AsyncEngine(_Settings()))
+    return _installed().AsyncClient(transport=_OfContext(engine, context), **_options(context))
 
 
 def _options(context: RequestContext) -> dict[str, Any]:

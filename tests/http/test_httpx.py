@@ -92,6 +92,18 @@ def test_a_request_with_a_client_is_freed_without_the_collector(server: Server) 
         gc.enable()
 
 
+def test_an_upstream_that_is_gone_leaves_no_connection(server: Server) -> None:
+    upstream = upstream_of(server)
+    with upstream.context() as request:
+        request.http.get("/")
+    assert server.open_connections == 1
+    gone = weakref.ref(upstream)
+    del upstream, request
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: server.open_connections == 0, "its connection is closed")
+
+
 def test_hosts_are_called_as_the_pool_says(server: Server) -> None:
     with upstream_of(server, sni_host="users.internal").context() as request:
         request.http.get("/")
