@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
 from tests.contrib.bed.sites import Gate, Journal, Site
+from tests.contrib.postgres import Clusters, Postgres
 from tests.e2e.processes import Ports
 from tests.helpers import Peer
 
@@ -22,6 +23,35 @@ def ports() -> Iterator[Ports]:
     ports = Ports()
     yield ports
     ports.release()
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """Makes servers of PostgreSQL."""
+    with closing(Clusters()) as clusters:
+        yield clusters
+
+
+@pytest.fixture(scope="session")
+def lasting_servers(clusters: Clusters, ports: Ports) -> Iterator[tuple[Postgres, Postgres]]:
+    """See ``servers``, which has them running."""
+    with clusters.make(ports.reserve()) as a, clusters.make(ports.reserve()) as b:
+        yield a, b
+
+
+@pytest.fixture
+def servers(lasting_servers: tuple[Postgres, Postgres]) -> tuple[Postgres, Postgres]:
+    """Two servers of PostgreSQL that run, whatever earlier tests did to them."""
+    for server in lasting_servers:
+        server.start_again()
+    return lasting_servers
+
+
+@pytest.fixture
+def server(clusters: Clusters, ports: Ports) -> Iterator[Postgres]:
+    """A server of PostgreSQL for this test alone, to be started by it."""
+    with clusters.make(ports.reserve()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
