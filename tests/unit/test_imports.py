@@ -27,6 +27,7 @@ PUBLIC = {
     for name in (
         "asgi",
         "cli",
+        "clients.psycopg",
         "config",
         "errors",
         "http.httpx",

@@ -1,0 +1,1 @@
+"""Database engines whose connections go to the hosts of an upstream."""

@@ -1,0 +1,79 @@
+"""SQLAlchemy on real servers of PostgreSQL that die."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy import create_engine, exc, text
+
+from resty_upstream import NoHostAvailable, Upstream
+from resty_upstream.contrib.sqlalchemy import async_creator, creator
+from tests.contrib.postgres import LOGIN, Postgres
+from tests.helpers import health, refusing
+
+pytestmark = pytest.mark.anyio
+
+Servers = tuple[Postgres, Postgres]
+URL = "postgresql+psycopg://"
+PORT = text("SELECT inet_server_port()")
+
+
+@pytest.fixture
+def upstream(servers: Servers) -> Upstream:
+    """Goes to the first server as long as it can, and then to the other."""
+    upstream = Upstream("memory://")
+    options = [server.options for server in servers]
+    upstream.configure(
+        {
+            "p": {"timeout": 7000, "hosts": {"a": options[0]}},
+            "q": {"timeout": 7000, "priority": 1, "hosts": {"b": options[1]}},
+        }
+    )
+    return upstream
+
+
+@pytest.mark.parametrize("pre_ping", [False, True])
+def test_an_engine_goes_elsewhere_when_a_server_dies(upstream: Upstream, servers: Servers, pre_ping: bool) -> None:
+    engine = create_engine(URL, creator=creator(upstream, **LOGIN), pool_pre_ping=pre_ping)
+    with engine.connect() as connection:
+        assert connection.scalar(PORT) == servers[0].port
+    servers[0].kill()
+    if not pre_ping:
+        with engine.connect() as connection, pytest.raises(exc.OperationalError) as caught:
+            connection.scalar(PORT)
+        assert caught.value.connection_invalidated
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE written (at int)"))
+        assert connection.scalar(PORT) == servers[1].port
+    assert health(upstream, "a")["failcount"] == 1
+    engine.dispose()
+
+
+async def test_an_asynchronous_engine_goes_elsewhere_when_a_server_dies(
+    upstream: Upstream, servers: Servers
+) -> None:
+    pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs it")
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    engine = create_async_engine(
+        URL, async_creator=async_creator(upstream, "dbname=postgres", **LOGIN), pool_pre_ping=True
+    )
+    async with engine.connect() as connection:
+        assert await connection.scalar(PORT) == servers[0].port
+    servers[0].kill()
+    async with engine.connect() as connection:
+        assert await connection.scalar(PORT) == servers[1].port
+    assert health(upstream, "a")["failcount"] == 1
+    await engine.dispose()
+
+
+def test_when_no_server_is_left_it_is_sqlalchemys_error() -> None:
+    upstream = Upstream("memory://")
+    with refusing() as dead:
+        upstream.configure({"p": {"hosts": {"a": dead}}})
+        engine = create_engine(URL, creator=creator(upstream, **LOGIN))
+        with pytest.raises(exc.OperationalError, match="no host is available") as caught:
+            engine.connect()
+    assert isinstance(caught.value.orig, psycopg.OperationalError)
+    assert isinstance(caught.value.orig.__cause__, NoHostAvailable)
+    engine.dispose()
