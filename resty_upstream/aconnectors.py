@@ -64,16 +64,20 @@ async def connect_object(client: Any, attempt: Attempt) -> Any:
 async def connect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A new connection as streams."""
     attempt.bounded = True
-    address = literal_address(attempt)
-    if address is None:
-        sock = await _resolve_and_try_each(attempt, dial)
-    else:
-        sock = await dial(address, attempt.timeout_s)
+    sock = await open_socket(attempt)
     try:
         return await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
         raise
+
+
+async def open_socket(attempt: Attempt) -> socket.socket:
+    """A new socket, connected to the host of an attempt and non-blocking."""
+    address = literal_address(attempt)
+    if address is None:
+        return await _resolve_and_try_each(attempt, dial)
+    return await dial(address, attempt.timeout_s)
 
 
 async def connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:

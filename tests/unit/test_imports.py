@@ -30,6 +30,7 @@ PUBLIC = {
         "clients.psycopg",
         "config",
         "errors",
+        "http.aiohttp",
         "http.httpx",
         "http.requests",
         "http.urllib3",

@@ -1,0 +1,526 @@
+"""aiohttp: a middleware that has the failover loop, and a connector that has the connections.
+
+The middleware sees requests and answers, and may send a request again; what it cannot see is how far one got,
+and it has no say in timeouts. The connector can do both, and keeps connections by host, so that weights count for
+every request. The request itself is not changed: cookies, redirects and ``response.url`` are of the name in the URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import select
+import ssl
+import time
+from collections.abc import Collection
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError
+
+from resty_upstream.aconnectors import open_socket
+from resty_upstream.attempts import Attempt, BadAnswer, Excused
+from resty_upstream.context import RequestContext
+from resty_upstream.errors import NoHostAvailable
+from resty_upstream.http.exchange import Exchange, Progress
+
+if TYPE_CHECKING:
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
+    from aiohttp.tracing import Trace
+
+    from resty_upstream.attempts import Info
+    from resty_upstream.model import Pool
+    from resty_upstream.upstream import Upstream
+
+    Tls = ssl.SSLContext | aiohttp.Fingerprint | None
+    Key = tuple[str, int, str, Tls]
+    """Of connections that are as good as each other: host and port, and the name and kind of TLS."""
+
+_ANSWERED_BY: Final = "_resty_upstream"
+_SENT_AGAIN_BY_SESSIONS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+
+
+class _NoHostAvailable(aiohttp.ClientConnectionError, NoHostAvailable):
+    """What is raised when no host is left."""
+
+    def __init__(self, error: NoHostAvailable) -> None:
+        NoHostAvailable.__init__(self, str(error), error.attempts, error.status_hint)
+
+
+_NoHostAvailable.__name__ = _NoHostAvailable.__qualname__ = "NoHostAvailable"
+
+
+# ── what the middleware and the connector tell each other ─────────────────────────────────────
+
+
+class _Sending:
+    """A request on its way to a host."""
+
+    __slots__ = ("afresh", "attempt", "began", "exchange", "limit", "protocol")
+
+    limit: asyncio.Timeout
+    """Of what goes on: connecting, or all until the head of the answer is there."""
+
+    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
+        self.exchange = exchange
+        self.attempt = attempt
+        self.began = False
+        """Whether the connector was asked."""
+        self.afresh = False
+        """Whether it needs a new connection."""
+        self.protocol: _Protocol | None = None
+
+    def judged_timeout(self, error: TimeoutError) -> Exception:
+        """What to raise inside the attempt."""
+        exchange, attempt = self.exchange, self.attempt
+        if self.limit.expired():
+            if not exchange.progress.sent:
+                error = aiohttp.ConnectionTimeoutError(f"Connection timeout to host {attempt.host.address}")
+            else:
+                error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
+                if self.protocol is not None and not self.protocol.is_written:
+                    return Excused(error)  # a body that takes its time, and a host that takes all that comes
+        if not self.began:
+            return Excused(error)
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return exchange.judged(attempt, error)
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return exchange.judged(attempt, error, timed_out=True)
+        return Excused(error)  # `total` of the session, or what another middleware says
+
+    def is_of_network(self, error: Exception) -> bool:
+        """Whether an error says something about the host; else it is of the caller's body, say."""
+        cause = error.__cause__
+        if not self.began:
+            return False
+        if isinstance(error, aiohttp.ClientResponseError):
+            return isinstance(cause, HttpProcessingError)
+        if type(error) is aiohttp.ClientOSError and isinstance(cause, OSError):
+            is_lost = self.protocol is None or self.protocol.is_lost
+            return is_lost or isinstance(cause, aiohttp.ClientConnectionResetError)
+        return type(error) is not aiohttp.ClientConnectionError
+
+
+_sending: ContextVar[_Sending | None] = ContextVar("resty_upstream.http.aiohttp", default=None)
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────
+
+
+class _Protocol(ResponseHandler):
+    """A connection, which notes how far a request got."""
+
+    is_lost = False
+    """Whether it ended by itself."""
+    _stalled: asyncio.TimerHandle | None = None
+    progress: Progress
+    pool: Pool
+    """Of its last request."""
+    _poll: select.poll
+    _read_s: float
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def is_usable(self) -> bool:
+        """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
+        return self.is_connected() and not self.should_close and not self._poll.poll(0)
+
+    def begin(self, progress: Progress, read_s: float, pool: Pool) -> None:
+        """It is used for a request."""
+        self.progress = progress
+        self.pool = pool
+        self.is_written = False
+        """Whether all of the request is."""
+        self._read_s = read_s
+
+    def set_response_params(self, **options: Any) -> None:
+        """Called by the session, with its own idea of a timeout."""
+        options["read_timeout"] = self._read_s
+        super().set_response_params(**options)
+
+    def start_timeout(self) -> None:
+        """Called by the request, when all of it is written."""
+        self.is_written = True
+        super().start_timeout()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        self.progress.answered = True
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: the host takes nothing more for now."""
+        super().pause_writing()
+        self._stalled = self._loop.call_later(self._read_s, self._on_stalled)
+
+    def resume_writing(self) -> None:
+        """Called by the event loop."""
+        self._drop_stalled()
+        super().resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Called by the event loop."""
+        self.is_lost = True
+        self._drop_stalled()
+        super().connection_lost(exc)
+
+    def _drop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _on_stalled(self) -> None:
+        if not self.progress.answered:
+            self.set_exception(aiohttp.SocketTimeoutError("Timeout on writing data to socket"))
+
+
+class _Connections:
+    """Connections to hosts; what aiohttp's ``Connection`` takes for a connector."""
+
+    force_close = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Tls | bool) -> None:
+        self._loop = loop
+        self._trust = trust
+        self._busy: set[_Protocol] = set()
+        self._idle: dict[Key, list[tuple[_Protocol, float]]] = {}
+        """With the time until which they are kept."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def connect(
+        self, sending: _Sending, request: ClientRequest, traces: list[Trace], limits: ClientTimeout
+    ) -> Connection:
+        """A connection to the host of an attempt."""
+        exchange, attempt = sending.exchange, sending.attempt
+        read_s = exchange.begin(attempt, limits.sock_read or None)
+        progress, sending.began = exchange.progress, True
+        host, pool = attempt.host, attempt.pool
+        name, tls = "", None
+        if pool.ssl or request.url.scheme in ("https", "wss"):
+            name = (pool.sni_host or request.server_hostname or request.url.raw_host or "").rstrip(".")
+            tls = self._tls(request.ssl, pool)
+        key: Key = (host.host, host.port, name, tls)
+        protocol = None if sending.afresh else self._take(key)
+        if protocol is None:
+            progress.is_fresh = True
+            asked_s = [seconds for seconds in (limits.sock_connect, limits.connect) if seconds]
+            sending.limit.reschedule(self._loop.time() + min([attempt.timeout_s, *asked_s]))
+            for trace in traces:
+                await trace.send_connection_create_start()
+            protocol = await self._open(attempt, name, tls)
+            self._busy.add(protocol)
+        connection = Connection(cast("aiohttp.BaseConnector", self), cast("Any", key), protocol, self._loop)
+        protocol.begin(progress, read_s, pool)
+        sending.protocol = protocol
+        sending.limit.reschedule(self._loop.time() + progress.until - time.monotonic())
+        if traces:
+            await _tell(traces, connection, progress)
+        progress.sent = True
+        return connection
+
+    def _take(self, key: Key) -> _Protocol | None:
+        """One that was kept alive."""
+        idle = self._idle.get(key)
+        while idle:
+            protocol, until = idle.pop()
+            if not idle:
+                del self._idle[key]
+            if self._loop.time() < until and protocol.is_usable():
+                self._busy.add(protocol)
+                return protocol
+            protocol.abort()
+        return None
+
+    async def _open(self, attempt: Attempt, name: str, tls: Tls) -> _Protocol:
+        fingerprint = tls if isinstance(tls, aiohttp.Fingerprint) else None
+        context = _unverified() if fingerprint else cast("ssl.SSLContext | None", tls)
+        sock = await open_socket(attempt)
+        try:
+            transport, protocol = await self._loop.create_connection(
+                functools.partial(_Protocol, self._loop), sock=sock, ssl=context, server_hostname=name or None
+            )
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            if fingerprint is not None:
+                fingerprint.check(transport)
+            if self._closed:
+                raise aiohttp.ClientConnectionError("Connector is closed.")
+        except BaseException:
+            protocol.abort()
+            raise
+        return protocol
+
+    def _tls(self, asked: Tls | bool, pool: Pool) -> Tls:
+        """How to speak TLS: as the request says, the pool, or the connector."""
+        if asked is True:
+            asked = self._trust if pool.ssl_verify else False
+        if asked is True or asked is None:
+            return _verified()
+        return asked or _unverified()
+
+    def _release(self, key: Key, protocol: _Protocol, *, should_close: bool = False) -> None:
+        """Called by a ``Connection``, of which nobody has need any more."""
+        self._busy.discard(protocol)
+        idle, pool = self._idle.get(key, []), protocol.pool
+        keep_s = pool.keepalive_timeout / 1000
+        if should_close or protocol.should_close or self._closed or len(idle) >= pool.keepalive_pool or not keep_s:
+            protocol.abort()  # not close(), which waits for a host that takes nothing
+            return
+        until = self._loop.time() + keep_s
+        idle.append((protocol, until))
+        self._idle[key] = idle
+        if self._timer is None:
+            self._timer = self._loop.call_at(until, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what was not used for long."""
+        now = self._loop.time()
+        for key, idle in list(self._idle.items()):
+            for protocol, until in idle:
+                if until <= now:
+                    protocol.abort()
+            self._idle[key] = [each for each in idle if each[1] > now]
+            if not self._idle[key]:
+                del self._idle[key]
+        earliest = min((until for idle in self._idle.values() for _, until in idle), default=None)
+        self._timer = None if earliest is None else self._loop.call_at(earliest, self._sweep)
+
+    async def close(self) -> None:
+        """Close all."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        protocols = [*self._busy, *(protocol for idle in self._idle.values() for protocol, _ in idle)]
+        self._busy.clear()
+        self._idle.clear()
+        ends = [end for end in (protocol.closed for protocol in protocols) if end is not None]
+        for protocol in protocols:
+            protocol.abort()
+        await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _tell(traces: list[Trace], connection: Connection, progress: Progress) -> None:
+    """Those who trace the session."""
+    try:
+        for trace in traces:
+            if progress.is_fresh:
+                await trace.send_connection_create_end()
+            else:
+                await trace.send_connection_reuseconn()
+    except BaseException:
+        connection.close()
+        raise
+
+
+@functools.cache
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+@functools.cache
+def _verified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class UpstreamConnector(aiohttp.TCPConnector):
+    """The connector of a session that has an :class:`UpstreamMiddleware`, or several.
+
+    :param ssl: as of ``TCPConnector``; for hosts it counts in pools with ``ssl_verify``.
+    :param options: of ``TCPConnector``, for requests that go to no upstream. Connections to hosts are kept as
+        their pool says, and there may be any number of them.
+    """
+
+    def __init__(self, *, ssl: bool | aiohttp.Fingerprint | ssl.SSLContext = True, **options: Any) -> None:
+        super().__init__(ssl=ssl, **options)
+        self._to_hosts = _Connections(asyncio.get_running_loop(), ssl)
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: ClientTimeout,  # noqa: ASYNC109 - the interface of aiohttp's connectors
+    ) -> Connection:
+        """Called by the session."""
+        sending = _sending.get()
+        if sending is None:
+            return await super().connect(req, traces, timeout)
+        return await self._to_hosts.connect(sending, req, traces, timeout)
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        """Close all connections."""
+        await self._to_hosts.close()
+        await super().close(abort_ssl=abort_ssl)
+
+
+# ── requests ──────────────────────────────────────────────────────────────────────────────────
+
+
+class UpstreamMiddleware:
+    """A middleware for ``aiohttp.ClientSession``, beside an :class:`UpstreamConnector`.
+
+    ::
+
+        async with aiohttp.ClientSession(
+            "http://users.internal", connector=UpstreamConnector(), middlewares=[UpstreamMiddleware(upstream)]
+        ) as session:
+            async with session.get("/users/1") as response:
+                upstream_of(response).host.id
+
+    Requests go to hosts of the upstream, whatever their URLs say; the name in the URL is for ``Host``, cookies,
+    SNI and certificates (of ``https`` URLs, and of pools with ``ssl``). Proxies are not used. A request that failed
+    is sent to the next host when nothing of it was sent, or when it is GET, HEAD, OPTIONS, TRACE, PUT or DELETE or
+    has an ``Idempotency-Key``, and has no body or one of bytes, text, JSON or form fields; so is one that was
+    answered with one of the pool's ``status_codes``. When every host answered like that, the last answer is
+    returned.
+
+    Give it last in ``middlewares``, so that the others see a request once.
+
+    :param upstream: an upstream, or the context of a request.
+    :param hosts: names in URLs whose requests go to the upstream; all others go where their URLs say.
+    :raises aiohttp.ClientConnectionError: which is a :class:`~resty_upstream.NoHostAvailable`, when no host is
+        left.
+    """
+
+    def __init__(self, upstream: Upstream | RequestContext, *, hosts: Collection[str] | None = None) -> None:
+        if isinstance(hosts, str):
+            raise TypeError(f"hosts must be a collection of names, as {{{hosts!r}}}, not a string")
+        self._upstream = upstream
+        self._names = None if hosts is None else frozenset(name.lower() for name in hosts)
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Called by the session."""
+        if self._names is not None and request.url.host not in self._names:
+            return await handler(request)
+        if not isinstance(request.session.connector, UpstreamConnector):
+            raise TypeError(
+                "UpstreamMiddleware needs ClientSession(connector=UpstreamConnector(), ...), "
+                f"not {type(request.session.connector).__name__}"
+            )
+        if request.proxy is not None:
+            request.update_proxy(None, None, None)
+        upstream = self._upstream
+        context = upstream if isinstance(upstream, RequestContext) else upstream.current_context
+        await context.aload()
+        return await self._send(request, handler, context)
+
+    async def _send(
+        self, request: ClientRequest, handler: ClientHandlerType, context: RequestContext
+    ) -> ClientResponse:
+        body = request.body
+        replayable = not body or isinstance(body, aiohttp.BytesPayload)
+        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
+        kept: ClientResponse | None = None
+        try:
+            for attempt in exchange:
+                with attempt:
+                    response = await _ask(exchange, attempt, request, handler)
+                    kept, earlier = response, kept
+                    if earlier is not None:
+                        earlier.close()
+                    if exchange.is_bad(attempt, response.status, response.headers):
+                        raise BadAnswer(f"status {response.status}")
+                if attempt.outcome == "ok":
+                    _follow(response, exchange, attempt)
+                    return response
+                if not exchange.may_go_on():
+                    if kept is None:
+                        raise _error_of(attempt)
+                    break
+        except NoHostAvailable as error:
+            if kept is None:
+                raise _NoHostAvailable(error) from error.__cause__
+        except BaseException as error:
+            if kept is not None:
+                kept.close()
+            if isinstance(error, Excused):
+                error = error.error
+            if request.method in _SENT_AGAIN_BY_SESSIONS and isinstance(
+                error, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError
+            ):
+                # Or the session would begin again with all of it.
+                raise aiohttp.ClientConnectionError(str(error)) from error
+            raise error
+        assert kept is not None  # noqa: S101
+        return kept
+
+
+async def _ask(
+    exchange: Exchange, attempt: Attempt, request: ClientRequest, handler: ClientHandlerType
+) -> ClientResponse:
+    """One host's answer."""
+    sending = _Sending(exchange, attempt)
+    while True:
+        if sending.afresh or len(exchange.log) > 1:
+            request.update_expect_continue()  # if it waits for a "100 Continue", then for another
+        token = _sending.set(sending)
+        try:
+            async with asyncio.timeout(None) as sending.limit:
+                response = await handler(request)
+        except TimeoutError as error:
+            raise sending.judged_timeout(error) from error
+        except (OSError, aiohttp.ClientError) as error:
+            if not sending.is_of_network(error):
+                raise Excused(error) from error
+            if not exchange.is_stale():
+                raise exchange.judged(attempt, error) from error
+            sending.afresh = True
+        else:
+            response.__dict__[_ANSWERED_BY] = attempt
+            return response
+        finally:
+            _sending.reset(token)
+
+
+def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> None:
+    """See an answer to its end."""
+    connection = response.connection
+    if connection is None:  # all of it came with its head
+        exchange.land()
+        return
+    content = response.content
+
+    def ended() -> None:
+        exchange.land()
+        error = content.exception()
+        if isinstance(error, aiohttp.ClientError) and type(error) is not aiohttp.ClientConnectionError:
+            exchange.broke(attempt, error, timed_out=isinstance(error, TimeoutError))
+
+    connection.add_callback(ended)
+
+
+def _error_of(attempt: Attempt) -> Exception:
+    """What to raise for an attempt after which no other host may be asked."""
+    error: BaseException | None = attempt.error
+    if isinstance(error, Excused):
+        error = error.error
+    elif isinstance(error, BadAnswer):
+        error = error.__cause__
+    return error if isinstance(error, Exception) else aiohttp.ClientConnectionError("failed")
+
+
+def upstream_of(response: ClientResponse) -> Info:
+    """Which host answered.
+
+    :raises LookupError: for an answer that is not of an upstream.
+    """
+    attempt: Attempt | None = response.__dict__.get(_ANSWERED_BY)
+    if attempt is None:
+        raise LookupError(f"the answer of {response.url} is not of an upstream")
+    return attempt.info
