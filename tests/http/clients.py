@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from resty_upstream import Upstream
 from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
+from tests.http.clients_aiohttp import aiohttp_client
 
 NAME = "users.internal"
 """The name in all URLs."""
@@ -163,6 +164,7 @@ def _from(module: str, name: str) -> Opened:
 
 
 CLIENTS: dict[str, Opened] = {
+    "aiohttp": aiohttp_client,
     "httpx2": _httpx("httpx2"),
     "httpx": _httpx("httpx"),
     "httpx2 async": _async_httpx("httpx2"),

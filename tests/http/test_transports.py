@@ -150,9 +150,9 @@ def under_way(upstream: Upstream) -> dict[str, int]:
 def test_a_request_is_under_way_until_its_answer_is_read(opened: Opened, serve: Serve) -> None:
     (a,) = serve("a")
     upstream = upstream_of(a, method="least_conn")
-    with opened(upstream) as client, client.stream("GET", "/chunked/5") as (_, parts):
+    with opened(upstream) as client, client.stream("GET", "/chunked/50") as (_, parts):
         assert under_way(upstream) == {"a": 1}
-        assert len(b"".join(parts)) == 5 * len(PART)
+        assert len(b"".join(parts)) == 50 * len(PART)
     assert under_way(upstream) == {"a": 0}
 
 
