@@ -2,13 +2,14 @@
 
 The middleware sees requests and answers, and may send a request again; what it cannot see is how far one got,
 and it has no say in timeouts. The connector can do both, and keeps connections by host, so that weights count for
-every request. The request itself is not changed: cookies, redirects and ``response.url`` are of the name in the URL.
+every request. The request is not changed: cookies, redirects and ``response.url`` are of the name in the URL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import select
 import ssl
 import time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     """Of connections that are as good as each other: host and port, and the name and kind of TLS."""
 
 _ANSWERED_BY: Final = "_resty_upstream"
+_TICK_S: Final = 0.001
 _SENT_AGAIN_BY_SESSIONS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
@@ -59,10 +61,7 @@ _NoHostAvailable.__name__ = _NoHostAvailable.__qualname__ = "NoHostAvailable"
 class _Sending:
     """A request on its way to a host."""
 
-    __slots__ = ("afresh", "attempt", "began", "exchange", "limit", "protocol")
-
-    limit: asyncio.Timeout
-    """Of what goes on: connecting, or all until the head of the answer is there."""
+    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol")
 
     def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
         self.exchange = exchange
@@ -75,21 +74,14 @@ class _Sending:
 
     def judged_timeout(self, error: TimeoutError) -> Exception:
         """What to raise inside the attempt."""
-        exchange, attempt = self.exchange, self.attempt
-        if self.limit.expired():
-            if not exchange.progress.sent:
-                error = aiohttp.ConnectionTimeoutError(f"Connection timeout to host {attempt.host.address}")
-            else:
-                error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
-                if self.protocol is not None and not self.protocol.is_written:
-                    return Excused(error)  # a body that takes its time, and a host that takes all that comes
-        if not self.began:
-            return Excused(error)
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            return exchange.judged(attempt, error)
-        if isinstance(error, aiohttp.SocketTimeoutError):
-            return exchange.judged(attempt, error, timed_out=True)
-        return Excused(error)  # `total` of the session, or what another middleware says
+        if self.began and isinstance(error, aiohttp.ConnectionTimeoutError):
+            return self.exchange.judged(self.attempt, error)
+        protocol = self.protocol
+        if protocol is None or not isinstance(error, aiohttp.SocketTimeoutError):
+            return Excused(error)  # `total` of the session, or what another middleware says
+        if not protocol.is_written and not protocol.writing_paused:
+            return Excused(error)  # a body that takes its time, and a host that takes all that comes
+        return self.exchange.judged(self.attempt, error, timed_out=True)
 
     def is_of_network(self, error: Exception) -> bool:
         """Whether an error says something about the host; else it is of the caller's body, say."""
@@ -111,22 +103,26 @@ _sending: ContextVar[_Sending | None] = ContextVar("resty_upstream.http.aiohttp"
 
 
 class _Protocol(ResponseHandler):
-    """A connection, which notes how far a request got."""
+    """A connection, which notes how far a request got, and how long nothing happens.
 
+    Times are of the event loop. There is one timer, which is late: it looks whether it is time, and is set anew.
+    A timer for each request and each read would cost more than all else that is done here.
+    """
+
+    content: aiohttp.StreamReader | None = None
+    """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
-    _stalled: asyncio.TimerHandle | None = None
+    is_written = False
+    """Whether all of the request is."""
+    _deadline = math.inf
+    _is_held = False
+    _alarm: asyncio.TimerHandle | None = None
     progress: Progress
     pool: Pool
     """Of its last request."""
     _poll: select.poll
     _read_s: float
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        super().connection_made(transport)
-        self._poll = select.poll()
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def is_usable(self) -> bool:
         """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
@@ -137,48 +133,115 @@ class _Protocol(ResponseHandler):
         self.progress = progress
         self.pool = pool
         self.is_written = False
-        """Whether all of the request is."""
         self._read_s = read_s
+        self._wait(math.inf)
+
+    def receive(self, content: aiohttp.StreamReader) -> None:
+        """The head of an answer is there."""
+        self.progress.until = math.inf
+        self.content = content
+        if self.upgraded:
+            self._deadline = math.inf  # a WebSocket has timeouts of its own
+        elif not self._is_held:
+            self._wait(self._read_s)
+
+    def rest(self) -> None:
+        """It is used for none any more."""
+        self.content = None
+        self._is_held = False
+        self._deadline = math.inf
+
+    # Called by the session, the request and the answer.
 
     def set_response_params(self, **options: Any) -> None:
-        """Called by the session, with its own idea of a timeout."""
-        options["read_timeout"] = self._read_s
-        super().set_response_params(**options)
+        """All that a session wants but its timeout, which is ours."""
+        super().set_response_params(**{**options, "read_timeout": None})
 
     def start_timeout(self) -> None:
-        """Called by the request, when all of it is written."""
+        """All of the request is written."""
         self.is_written = True
-        super().start_timeout()
+        self._wait(self._read_s)
+
+    def pause_reading(self) -> None:
+        """It is not the host that makes us wait."""
+        super().pause_reading()
+        self._is_held = True
+        self._deadline = math.inf
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """The host is waited for again."""
+        if self._is_held:  # it may be idle, or used for another request, while buffers are emptied
+            self._is_held = False
+            self._wait(self._read_s)
+        super().resume_reading(resume_parser)
+
+    def abort(self) -> None:
+        """It is to be closed at once."""
+        self._drop()
+        super().abort()
+
+    # Called by the event loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        super().connection_made(transport)
+        self._poll = select.poll()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is closed."""
+        self.is_lost = True
+        self._drop()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        self.progress.answered = True
+        """Part of an answer."""
+        if data and not self.upgraded:
+            self.progress.answered = True
+            self._wait(self._read_s)
         super().data_received(data)
 
     def pause_writing(self) -> None:
-        """Called by the event loop: the host takes nothing more for now."""
+        """The host takes nothing more for now."""
         super().pause_writing()
-        self._stalled = self._loop.call_later(self._read_s, self._on_stalled)
+        if not self.progress.answered:
+            self._wait(self._read_s)
 
     def resume_writing(self) -> None:
-        """Called by the event loop."""
-        self._drop_stalled()
+        """It takes more."""
         super().resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Called by the event loop."""
-        self.is_lost = True
-        self._drop_stalled()
-        super().connection_lost(exc)
-
-    def _drop_stalled(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-
-    def _on_stalled(self) -> None:
         if not self.progress.answered:
-            self.set_exception(aiohttp.SocketTimeoutError("Timeout on writing data to socket"))
+            self._wait(math.inf)  # for what else there is to write
+
+    # Time.
+
+    def _wait(self, seconds: float) -> None:
+        """For so long, and for the head of an answer no longer than all attempts may take."""
+        until, now = self.progress.until, self._loop.time()
+        if until < math.inf:
+            seconds = min(seconds, until - time.monotonic())
+        self._deadline = when = now + seconds
+        if self._alarm is None or when < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(when, self._look) if when < math.inf else None
+
+    def _look(self) -> None:
+        self._alarm = None
+        if self._deadline > self._loop.time() + _TICK_S:
+            if self._deadline < math.inf:
+                self._alarm = self._loop.call_at(self._deadline, self._look)
+            return
+        error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
+        self.set_exception(error)
+        if self.content is not None:
+            self.content.set_exception(error)
+
+    def _drop(self) -> None:
+        self._deadline = math.inf
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
 
 class _Connections:
@@ -192,7 +255,7 @@ class _Connections:
         self._busy: set[_Protocol] = set()
         self._idle: dict[Key, list[tuple[_Protocol, float]]] = {}
         """With the time until which they are kept."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def connect(
@@ -211,16 +274,15 @@ class _Connections:
         protocol = None if sending.afresh else self._take(key)
         if protocol is None:
             progress.is_fresh = True
-            asked_s = [seconds for seconds in (limits.sock_connect, limits.connect) if seconds]
-            sending.limit.reschedule(self._loop.time() + min([attempt.timeout_s, *asked_s]))
             for trace in traces:
                 await trace.send_connection_create_start()
-            protocol = await self._open(attempt, name, tls)
+            asked_s = [seconds for seconds in (limits.sock_connect, limits.connect) if seconds]
+            async with asyncio.timeout(min([attempt.timeout_s, *asked_s])):
+                protocol = await self._open(attempt, name, tls)
             self._busy.add(protocol)
         connection = Connection(cast("aiohttp.BaseConnector", self), cast("Any", key), protocol, self._loop)
         protocol.begin(progress, read_s, pool)
         sending.protocol = protocol
-        sending.limit.reschedule(self._loop.time() + progress.until - time.monotonic())
         if traces:
             await _tell(traces, connection, progress)
         progress.sent = True
@@ -271,6 +333,7 @@ class _Connections:
     def _release(self, key: Key, protocol: _Protocol, *, should_close: bool = False) -> None:
         """Called by a ``Connection``, of which nobody has need any more."""
         self._busy.discard(protocol)
+        protocol.rest()
         idle, pool = self._idle.get(key, []), protocol.pool
         keep_s = pool.keepalive_timeout / 1000
         if should_close or protocol.should_close or self._closed or len(idle) >= pool.keepalive_pool or not keep_s:
@@ -279,8 +342,8 @@ class _Connections:
         until = self._loop.time() + keep_s
         idle.append((protocol, until))
         self._idle[key] = idle
-        if self._timer is None:
-            self._timer = self._loop.call_at(until, self._sweep)
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(until, self._sweep)
 
     def _sweep(self) -> None:
         """Close what was not used for long."""
@@ -293,14 +356,14 @@ class _Connections:
             if not self._idle[key]:
                 del self._idle[key]
         earliest = min((until for idle in self._idle.values() for _, until in idle), default=None)
-        self._timer = None if earliest is None else self._loop.call_at(earliest, self._sweep)
+        self._alarm = None if earliest is None else self._loop.call_at(earliest, self._sweep)
 
     async def close(self) -> None:
         """Close all."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         protocols = [*self._busy, *(protocol for idle in self._idle.values() for protocol, _ in idle)]
         self._busy.clear()
         self._idle.clear()
@@ -384,11 +447,12 @@ class UpstreamMiddleware:
                 upstream_of(response).host.id
 
     Requests go to hosts of the upstream, whatever their URLs say; the name in the URL is for ``Host``, cookies,
-    SNI and certificates (of ``https`` URLs, and of pools with ``ssl``). Proxies are not used. A request that failed
-    is sent to the next host when nothing of it was sent, or when it is GET, HEAD, OPTIONS, TRACE, PUT or DELETE or
-    has an ``Idempotency-Key``, and has no body or one of bytes, text, JSON or form fields; so is one that was
-    answered with one of the pool's ``status_codes``. When every host answered like that, the last answer is
-    returned.
+    SNI and certificates (of ``https`` URLs, and of pools with ``ssl``). Proxies are not used.
+
+    A request that failed is sent to the next host when nothing of it was sent, or when it is GET, HEAD, OPTIONS,
+    TRACE, PUT or DELETE or has an ``Idempotency-Key``, and has no body or one of bytes, text, JSON or form fields;
+    so is one that was answered with one of the pool's ``status_codes``. When every host answered like that, the
+    last answer is returned.
 
     Give it last in ``middlewares``, so that the others see a request once.
 
@@ -471,8 +535,7 @@ async def _ask(
             request.update_expect_continue()  # if it waits for a "100 Continue", then for another
         token = _sending.set(sending)
         try:
-            async with asyncio.timeout(None) as sending.limit:
-                response = await handler(request)
+            response = await handler(request)
         except TimeoutError as error:
             raise sending.judged_timeout(error) from error
         except (OSError, aiohttp.ClientError) as error:
@@ -482,6 +545,8 @@ async def _ask(
                 raise exchange.judged(attempt, error) from error
             sending.afresh = True
         else:
+            if sending.protocol is not None and response.connection is not None:
+                sending.protocol.receive(response.content)
             response.__dict__[_ANSWERED_BY] = attempt
             return response
         finally:
@@ -490,11 +555,10 @@ async def _ask(
 
 def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> None:
     """See an answer to its end."""
-    connection = response.connection
+    connection, content = response.connection, response.content
     if connection is None:  # all of it came with its head
         exchange.land()
         return
-    content = response.content
 
     def ended() -> None:
         exchange.land()
