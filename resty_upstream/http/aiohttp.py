@@ -105,24 +105,26 @@ _sending: ContextVar[_Sending | None] = ContextVar("resty_upstream.http.aiohttp"
 class _Protocol(ResponseHandler):
     """A connection, which notes how far a request got, and how long nothing happens.
 
-    Times are of the event loop. There is one timer, which is late: it looks whether it is time, and is set anew.
-    A timer for each request and each read would cost more than all else that is done here.
+    There is one alarm, which is late: it looks whether it is time, and is set anew. A timer for each request and
+    each read would cost more than all else that is done here.
     """
 
+    progress: Progress
+    pool: Pool
+    """Of its last request."""
     content: aiohttp.StreamReader | None = None
     """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
     is_written = False
     """Whether all of the request is."""
-    _deadline = math.inf
     _is_held = False
-    _alarm: asyncio.TimerHandle | None = None
-    progress: Progress
-    pool: Pool
-    """Of its last request."""
-    _poll: select.poll
     _read_s: float
+    _deadline = math.inf
+    """By ``time.monotonic``, as all times in here."""
+    _alarm: asyncio.TimerHandle | None = None
+    _alarm_at = math.inf
+    _poll: select.poll
 
     def is_usable(self) -> bool:
         """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
@@ -143,7 +145,7 @@ class _Protocol(ResponseHandler):
         if self.upgraded:
             self._deadline = math.inf  # a WebSocket has timeouts of its own
         elif not self._is_held:
-            self._wait(self._read_s)
+            self._wait(time.monotonic() + self._read_s)
 
     def rest(self) -> None:
         """It is used for none any more."""
@@ -151,29 +153,19 @@ class _Protocol(ResponseHandler):
         self._is_held = False
         self._deadline = math.inf
 
-    # Called by the session, the request and the answer.
-
-    def set_response_params(self, **options: Any) -> None:
-        """All that a session wants but its timeout, which is ours."""
-        super().set_response_params(**{**options, "read_timeout": None})
+    # Called by the request and the answer.
 
     def start_timeout(self) -> None:
         """All of the request is written."""
         self.is_written = True
-        self._wait(self._read_s)
+        self._wait(time.monotonic() + self._read_s)
+        super().start_timeout()
 
     def pause_reading(self) -> None:
-        """It is not the host that makes us wait."""
+        """It is not the host that makes us wait; ``data_received`` is called when that is over."""
         super().pause_reading()
         self._is_held = True
         self._deadline = math.inf
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """The host is waited for again."""
-        if self._is_held:  # it may be idle, or used for another request, while buffers are emptied
-            self._is_held = False
-            self._wait(self._read_s)
-        super().resume_reading(resume_parser)
 
     def abort(self) -> None:
         """It is to be closed at once."""
@@ -195,17 +187,18 @@ class _Protocol(ResponseHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Part of an answer."""
-        if data and not self.upgraded:
+        """Part of an answer, or nothing."""
+        if (data or self._is_held) and not self.upgraded:
             self.progress.answered = True
-            self._wait(self._read_s)
+            self._is_held = False
+            self._wait(time.monotonic() + self._read_s)
         super().data_received(data)
 
     def pause_writing(self) -> None:
         """The host takes nothing more for now."""
         super().pause_writing()
         if not self.progress.answered:
-            self._wait(self._read_s)
+            self._wait(time.monotonic() + self._read_s)
 
     def resume_writing(self) -> None:
         """It takes more."""
@@ -215,22 +208,25 @@ class _Protocol(ResponseHandler):
 
     # Time.
 
-    def _wait(self, seconds: float) -> None:
-        """For so long, and for the head of an answer no longer than all attempts may take."""
-        until, now = self.progress.until, self._loop.time()
-        if until < math.inf:
-            seconds = min(seconds, until - time.monotonic())
-        self._deadline = when = now + seconds
-        if self._alarm is None or when < self._alarm.when():
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(when, self._look) if when < math.inf else None
+    def _wait(self, until: float) -> None:
+        """For the head of an answer no longer than all attempts may take."""
+        if self.progress.until < until:
+            until = self.progress.until
+        self._deadline = until
+        if until < self._alarm_at:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = self._deadline
+        self._alarm = self._loop.call_later(self._deadline - time.monotonic(), self._look)
 
     def _look(self) -> None:
-        self._alarm = None
-        if self._deadline > self._loop.time() + _TICK_S:
+        self._alarm, self._alarm_at = None, math.inf
+        if self._deadline > time.monotonic() + _TICK_S:
             if self._deadline < math.inf:
-                self._alarm = self._loop.call_at(self._deadline, self._look)
+                self._set_alarm()
             return
         error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
         self.set_exception(error)
@@ -238,7 +234,7 @@ class _Protocol(ResponseHandler):
             self.content.set_exception(error)
 
     def _drop(self) -> None:
-        self._deadline = math.inf
+        self._deadline = self._alarm_at = math.inf
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -252,10 +248,11 @@ class _Connections:
     def __init__(self, loop: asyncio.AbstractEventLoop, trust: Tls | bool) -> None:
         self._loop = loop
         self._trust = trust
+        self._as_connector: Any = self
         self._busy: set[_Protocol] = set()
         self._idle: dict[Key, list[tuple[_Protocol, float]]] = {}
         """With the time until which they are kept."""
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def connect(
@@ -270,7 +267,7 @@ class _Connections:
         if pool.ssl or request.url.scheme in ("https", "wss"):
             name = (pool.sni_host or request.server_hostname or request.url.raw_host or "").rstrip(".")
             tls = self._tls(request.ssl, pool)
-        key: Key = (host.host, host.port, name, tls)
+        key: Any = (host.host, host.port, name, tls)
         protocol = None if sending.afresh else self._take(key)
         if protocol is None:
             progress.is_fresh = True
@@ -280,7 +277,7 @@ class _Connections:
             async with asyncio.timeout(min([attempt.timeout_s, *asked_s])):
                 protocol = await self._open(attempt, name, tls)
             self._busy.add(protocol)
-        connection = Connection(cast("aiohttp.BaseConnector", self), cast("Any", key), protocol, self._loop)
+        connection = Connection(self._as_connector, key, protocol, self._loop)
         protocol.begin(progress, read_s, pool)
         sending.protocol = protocol
         if traces:
@@ -295,7 +292,7 @@ class _Connections:
             protocol, until = idle.pop()
             if not idle:
                 del self._idle[key]
-            if self._loop.time() < until and protocol.is_usable():
+            if time.monotonic() < until and protocol.is_usable():
                 self._busy.add(protocol)
                 return protocol
             protocol.abort()
@@ -334,20 +331,21 @@ class _Connections:
         """Called by a ``Connection``, of which nobody has need any more."""
         self._busy.discard(protocol)
         protocol.rest()
-        idle, pool = self._idle.get(key, []), protocol.pool
+        pool, idle = protocol.pool, self._idle.get(key)
         keep_s = pool.keepalive_timeout / 1000
-        if should_close or protocol.should_close or self._closed or len(idle) >= pool.keepalive_pool or not keep_s:
+        is_full = pool.keepalive_pool <= (0 if idle is None else len(idle))
+        if should_close or is_full or not keep_s or self._closed or protocol.should_close:
             protocol.abort()  # not close(), which waits for a host that takes nothing
             return
-        until = self._loop.time() + keep_s
-        idle.append((protocol, until))
-        self._idle[key] = idle
-        if self._alarm is None:
-            self._alarm = self._loop.call_at(until, self._sweep)
+        if idle is None:
+            idle = self._idle[key] = []
+        idle.append((protocol, time.monotonic() + keep_s))
+        if self._timer is None:
+            self._timer = self._loop.call_later(keep_s, self._sweep)
 
     def _sweep(self) -> None:
         """Close what was not used for long."""
-        now = self._loop.time()
+        now = time.monotonic()
         for key, idle in list(self._idle.items()):
             for protocol, until in idle:
                 if until <= now:
@@ -355,15 +353,15 @@ class _Connections:
             self._idle[key] = [each for each in idle if each[1] > now]
             if not self._idle[key]:
                 del self._idle[key]
-        earliest = min((until for idle in self._idle.values() for _, until in idle), default=None)
-        self._alarm = None if earliest is None else self._loop.call_at(earliest, self._sweep)
+        ends = [until for idle in self._idle.values() for _, until in idle]
+        self._timer = self._loop.call_later(min(ends) - now, self._sweep) if ends else None
 
     async def close(self) -> None:
         """Close all."""
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         protocols = [*self._busy, *(protocol for idle in self._idle.values() for protocol, _ in idle)]
         self._busy.clear()
         self._idle.clear()
@@ -481,7 +479,8 @@ class UpstreamMiddleware:
             request.update_proxy(None, None, None)
         upstream = self._upstream
         context = upstream if isinstance(upstream, RequestContext) else upstream.current_context
-        await context.aload()
+        if not context.upstream.replica.is_loaded:
+            await context.aload()
         return await self._send(request, handler, context)
 
     async def _send(
