@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
+from aiohttp import hdrs
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
@@ -79,7 +80,7 @@ class _Sending:
         protocol = self.protocol
         if protocol is None or not isinstance(error, aiohttp.SocketTimeoutError):
             return Excused(error)  # `total` of the session, or what another middleware says
-        if not protocol.is_written and not protocol.writing_paused:
+        if not protocol.is_awaited:
             return Excused(error)  # a body that takes its time, and a host that takes all that comes
         return self.exchange.judged(self.attempt, error, timed_out=True)
 
@@ -116,8 +117,10 @@ class _Protocol(ResponseHandler):
     """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
-    is_written = False
+    _is_written = False
     """Whether all of the request is."""
+    _is_asked = False
+    """Whether it is to say that a body may be sent."""
     _is_held = False
     _read_s: float
     _deadline = math.inf
@@ -130,13 +133,22 @@ class _Protocol(ResponseHandler):
         """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
         return self.is_connected() and not self.should_close and not self._poll.poll(0)
 
-    def begin(self, progress: Progress, read_s: float, pool: Pool) -> None:
-        """It is used for a request."""
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it is the host's turn."""
+        return self._is_written or self._is_asked or self.writing_paused
+
+    def begin(self, progress: Progress, read_s: float, pool: Pool, *, is_asked: bool) -> None:
+        """It is used for a request.
+
+        :param is_asked: whether the body has to wait for the host's permission.
+        """
         self.progress = progress
         self.pool = pool
-        self.is_written = False
+        self._is_written = False
+        self._is_asked = is_asked
         self._read_s = read_s
-        self._wait(math.inf)
+        self._wait_for_host()
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
@@ -145,7 +157,7 @@ class _Protocol(ResponseHandler):
         if self.upgraded:
             self._deadline = math.inf  # a WebSocket has timeouts of its own
         elif not self._is_held:
-            self._wait(time.monotonic() + self._read_s)
+            self._wait_for_host()
 
     def rest(self) -> None:
         """It is used for none any more."""
@@ -157,8 +169,8 @@ class _Protocol(ResponseHandler):
 
     def start_timeout(self) -> None:
         """All of the request is written."""
-        self.is_written = True
-        self._wait(time.monotonic() + self._read_s)
+        self._is_written = True
+        self._wait_for_host()
         super().start_timeout()
 
     def pause_reading(self) -> None:
@@ -190,30 +202,31 @@ class _Protocol(ResponseHandler):
         """Part of an answer, or nothing."""
         if (data or self._is_held) and not self.upgraded:
             self.progress.answered = True
-            self._is_held = False
-            self._wait(time.monotonic() + self._read_s)
+            self._is_held = self._is_asked = False
+            self._wait_for_host()
         super().data_received(data)
 
     def pause_writing(self) -> None:
         """The host takes nothing more for now."""
         super().pause_writing()
         if not self.progress.answered:
-            self._wait(time.monotonic() + self._read_s)
+            self._wait_for_host()
 
     def resume_writing(self) -> None:
         """It takes more."""
         super().resume_writing()
         if not self.progress.answered:
-            self._wait(math.inf)  # for what else there is to write
+            self._wait_for_host()
 
     # Time.
 
-    def _wait(self, until: float) -> None:
-        """For the head of an answer no longer than all attempts may take."""
-        if self.progress.until < until:
-            until = self.progress.until
-        self._deadline = until
-        if until < self._alarm_at:
+    def _wait_for_host(self) -> None:
+        """From now on; for the head of an answer no longer than all attempts may take."""
+        deadline = time.monotonic() + self._read_s if self.is_awaited else math.inf
+        if self.progress.until < deadline:
+            deadline = self.progress.until
+        self._deadline = deadline
+        if deadline < self._alarm_at:
             self._set_alarm()
 
     def _set_alarm(self) -> None:
@@ -278,7 +291,7 @@ class _Connections:
                 protocol = await self._open(attempt, name, tls)
             self._busy.add(protocol)
         connection = Connection(self._as_connector, key, protocol, self._loop)
-        protocol.begin(progress, read_s, pool)
+        protocol.begin(progress, read_s, pool, is_asked=hdrs.EXPECT in request.headers)
         sending.protocol = protocol
         if traces:
             await _tell(traces, connection, progress)
