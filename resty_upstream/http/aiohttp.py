@@ -13,7 +13,7 @@ import math
 import select
 import ssl
 import time
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -62,9 +62,10 @@ _NoHostAvailable.__name__ = _NoHostAvailable.__qualname__ = "NoHostAvailable"
 class _Sending:
     """A request on its way to a host."""
 
-    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol")
+    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol", "request")
 
-    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
+    def __init__(self, request: ClientRequest, exchange: Exchange, attempt: Attempt) -> None:
+        self.request = request
         self.exchange = exchange
         self.attempt = attempt
         self.began = False
@@ -268,11 +269,9 @@ class _Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def connect(
-        self, sending: _Sending, request: ClientRequest, traces: list[Trace], limits: ClientTimeout
-    ) -> Connection:
+    async def connect(self, sending: _Sending, traces: list[Trace], limits: ClientTimeout) -> Connection:
         """A connection to the host of an attempt."""
-        exchange, attempt = sending.exchange, sending.attempt
+        request, exchange, attempt = sending.request, sending.exchange, sending.attempt
         read_s = exchange.begin(attempt, limits.sock_read or None)
         progress, sending.began = exchange.progress, True
         host, pool = attempt.host, attempt.pool
@@ -425,17 +424,14 @@ class UpstreamConnector(aiohttp.TCPConnector):
         super().__init__(ssl=ssl, **options)
         self._to_hosts = _Connections(asyncio.get_running_loop(), ssl)
 
-    async def connect(
-        self,
-        req: ClientRequest,
-        traces: list[Trace],
-        timeout: ClientTimeout,  # noqa: ASYNC109 - the interface of aiohttp's connectors
-    ) -> Connection:
+    def connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> Coroutine[Any, Any, Connection]:
         """Called by the session."""
         sending = _sending.get()
-        if sending is None:
-            return await super().connect(req, traces, timeout)
-        return await self._to_hosts.connect(sending, req, traces, timeout)
+        if sending is None or sending.request is not req:
+            return super().connect(req, traces, timeout)
+        return self._to_hosts.connect(sending, traces, timeout)
 
     async def close(self, *, abort_ssl: bool = False) -> None:
         """Close all connections."""
@@ -479,10 +475,10 @@ class UpstreamMiddleware:
         self._upstream = upstream
         self._names = None if hosts is None else frozenset(name.lower() for name in hosts)
 
-    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
         """Called by the session."""
         if self._names is not None and request.url.host not in self._names:
-            return await handler(request)
+            return handler(request)
         if not isinstance(request.session.connector, UpstreamConnector):
             raise TypeError(
                 "UpstreamMiddleware needs ClientSession(connector=UpstreamConnector(), ...), "
@@ -492,13 +488,13 @@ class UpstreamMiddleware:
             request.update_proxy(None, None, None)
         upstream = self._upstream
         context = upstream if isinstance(upstream, RequestContext) else upstream.current_context
-        if not context.upstream.replica.is_loaded:
-            await context.aload()
-        return await self._send(request, handler, context)
+        return self._send(request, handler, context)
 
     async def _send(
         self, request: ClientRequest, handler: ClientHandlerType, context: RequestContext
     ) -> ClientResponse:
+        if not context.upstream.replica.is_loaded:
+            await context.aload()
         body = request.body
         replayable = not body or isinstance(body, aiohttp.BytesPayload)
         exchange = Exchange(context, request.method, request.headers, replayable=replayable)
@@ -541,7 +537,7 @@ async def _ask(
     exchange: Exchange, attempt: Attempt, request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
     """One host's answer."""
-    sending = _Sending(exchange, attempt)
+    sending = _Sending(request, exchange, attempt)
     while True:
         if sending.afresh or len(exchange.log) > 1:
             request.update_expect_continue()  # if it waits for a "100 Continue", then for another

@@ -126,6 +126,24 @@ def test_a_session_may_be_shared_with_other_names(serve: Serve) -> None:
     assert [request.path for request in elsewhere.received] == ["/x"]
 
 
+def test_what_another_middleware_asks_for_goes_where_its_url_says(serve: Serve) -> None:
+    """Say, for a token."""
+    a, tokens = serve("a"), serve("tokens")
+
+    async def authorised(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> Any:
+        async with request.session.get(f"http://127.0.0.1:{tokens.port}/token", middlewares=()) as response:
+            request.headers["Authorization"] = await response.text()
+        return await handler(request)
+
+    async def main() -> None:
+        async with session_of(at(a), middlewares=[UpstreamMiddleware(at(a)), authorised]) as session:
+            await body_of(session, "GET", "/")
+
+    run(main())
+    assert [request.path for request in tokens.received] == ["/token"]
+    assert a.received[0].headers["authorization"] == "ok"
+
+
 def test_names_are_a_collection() -> None:
     with pytest.raises(TypeError, match=r"collection of names, as \{'users.internal'\}"):
         UpstreamMiddleware(Upstream("memory://"), hosts=NAME)
