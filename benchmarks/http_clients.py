@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
+import requests
+import urllib3
 
 from benchmarks.harness import Group, Sample, Variant, at_most_more_us, calling
 from benchmarks.upstreams import on_loopback
+from resty_upstream.contrib.aiohttp import UpstreamConnector, UpstreamMiddleware
 from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
+from resty_upstream.contrib.requests import UpstreamAdapter
+from resty_upstream.contrib.urllib3 import UpstreamPoolManager
 
 _CALLS = 20
 _NAME = "http://users.internal"
@@ -39,9 +46,24 @@ def http_clients() -> Iterator[list[Group]]:
             aplain = hx.AsyncClient(base_url=direct)
             abalanced = hx.AsyncClient(transport=atransport, base_url=_NAME)
             for client in (aplain, abalanced):
-                stack.callback(_closing(client, runner))
+                stack.callback(_ending(client.aclose, runner))
             name = f"{hx.__name__}.AsyncClient"
             groups.append(_group(name, _awaiting(aplain, runner), _awaiting(abalanced, runner)))
+        session = stack.enter_context(requests.Session())
+        session.mount(f"{_NAME}/", UpstreamAdapter(upstream))
+        urls = [f"{direct}/users/1", f"{_NAME}/users/1"]
+        groups.append(_group("requests", *(calling(functools.partial(session.get, url)) for url in urls)))
+        managers = [urllib3.PoolManager(), UpstreamPoolManager(upstream)]
+        asking = [
+            calling(functools.partial(manager.request, "GET", url))
+            for manager, url in zip(managers, urls, strict=True)
+        ]
+        groups.append(_group("urllib3", *asking))
+        plain_session = runner.run(_session(direct))
+        balanced_session = runner.run(_session(_NAME, UpstreamConnector, [UpstreamMiddleware(upstream)]))
+        for each in (plain_session, balanced_session):
+            stack.callback(_ending(each.close, runner))
+        groups.append(_group("aiohttp", _reading(plain_session, runner), _reading(balanced_session, runner)))
         yield groups
 
 
@@ -54,8 +76,25 @@ def _group(name: str, plain: Sample, balanced: Sample) -> Group:
     )
 
 
-def _closing(client: Any, runner: asyncio.Runner) -> Callable[[], object]:
-    return lambda: runner.run(client.aclose())
+def _ending(close: Callable[[], Coroutine[Any, Any, object]], runner: asyncio.Runner) -> Callable[[], object]:
+    return lambda: runner.run(close())
+
+
+async def _session(
+    url: str, connector: Callable[[], aiohttp.BaseConnector] | None = None, middlewares: Sequence[Any] = ()
+) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, connector=connector() if connector else None, middlewares=middlewares)
+
+
+def _reading(session: aiohttp.ClientSession, runner: asyncio.Runner) -> Sample:
+    async def sample(calls: int) -> int:
+        began = time.perf_counter_ns()
+        for _ in range(calls):
+            async with session.get("/users/1") as response:
+                await response.read()
+        return time.perf_counter_ns() - began
+
+    return lambda calls: runner.run(sample(calls))
 
 
 def _getting(client: Any) -> Callable[[], object]:
