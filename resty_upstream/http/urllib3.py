@@ -666,11 +666,12 @@ _TLS_OPTIONS: Final = (
     "ca_certs", "ca_cert_dir", "ca_cert_data", "cert_file", "key_file", "key_password", "cert_reqs", "ssl_version",
     "ssl_minimum_version", "ssl_maximum_version", "assert_hostname", "assert_fingerprint",
 )  # fmt: skip
-_NOT_OURS: Final = {
-    "maxsize": "the pools' keepalive_pool",
-    "block": "no bound: there are as many connections as requests",
-    "server_hostname": "the name in the URL, or the pools' sni_host",
-    "num_pools": "one for each host",
+_OPTIONS: Final = ("retries", "timeout", "blocksize", "source_address", "socket_options")
+_INSTEAD: Final = {
+    "maxsize": "that is the pools' keepalive_pool",
+    "block": "there are as many connections as requests",
+    "server_hostname": "that is the name in the URL, or the pools' sni_host",
+    "num_pools": "there is one for each host",
 }
 
 
@@ -692,7 +693,9 @@ class UpstreamPoolManager(PoolManager):
     :param upstream: an upstream, or the context of a request.
     :param headers: for all requests that have none of their own.
     :param ssl_context: instead of one with the system's certificates, for pools with ``ssl_verify``.
-    :param options: others of ``urllib3.PoolManager``. ``retries`` is for redirects only.
+    :param options: ``timeout`` (beside those of the pools, the shorter one counts), ``retries`` (for redirects
+        only), ``blocksize``, ``source_address``, ``socket_options``, and those about certificates, as of
+        ``urllib3.PoolManager``.
     :raises urllib3.exceptions.MaxRetryError: which is a :class:`~resty_upstream.NoHostAvailable`, when no host is
         left.
     """
@@ -705,9 +708,10 @@ class UpstreamPoolManager(PoolManager):
         ssl_context: ssl.SSLContext | None = None,
         **options: Any,
     ) -> None:
-        for name, instead in _NOT_OURS.items():
-            if name in options:
-                raise TypeError(f"{name} is not an option of {type(self).__name__}: there is {instead}")
+        for name in options:
+            if name not in _OPTIONS and name not in _TLS_OPTIONS:
+                known = f"options are {', '.join(['headers', 'ssl_context', *_OPTIONS, *_TLS_OPTIONS])}"
+                raise TypeError(f"{name} is not an option of an upstream's: {_INSTEAD.get(name, known)}")
         tls_options: dict[str, Any] = {name: options.pop(name) for name in _TLS_OPTIONS if name in options}
         super().__init__(headers=headers, **options)
         self._names: dict[tuple[str, str, int], _Name] = {}

@@ -544,10 +544,28 @@ def test_a_file_is_streamed(pair: Pair) -> None:
     assert len(a.received[0].body) == 100_000
 
 
-@pytest.mark.parametrize("name", ["maxsize", "block", "num_pools", "server_hostname"])
+@pytest.mark.parametrize("name", ["maxsize", "block", "num_pools", "server_hostname", "proxy_url"])
 def test_options_that_are_the_upstreams_are_refused(name: str, pair: Pair) -> None:
-    with pytest.raises(TypeError, match=f"{name} is not an option of UpstreamPoolManager"):
+    with pytest.raises(TypeError, match=f"{name} is not an option of an upstream's: "):
         UpstreamPoolManager(pair[0], **{name: 1})
+
+
+def test_timeouts_can_be_the_managers(pair: Pair) -> None:
+    """The shorter one counts, of these and those of the pool."""
+    with UpstreamPoolManager(pair[0], timeout=0.1, socket_options=[]) as manager:
+        with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+            manager.request("GET", f"{URL}/hang")
+        assert manager.request("GET", f"{URL}/x", timeout=None).status == 200
+    assert failcounts(pair[0]) == {"a": 0, "b": 0}
+
+
+def test_large_bodies_are_sent_in_pieces(pair: Pair) -> None:
+    """A timeout is for each of them."""
+    upstream, _, _ = pair
+    with UpstreamPoolManager(upstream) as manager:
+        body = bytearray(os.urandom(3_000_000))
+        assert manager.request("PUT", f"{URL}/echo", body=body).data == body
+        assert manager.request("PUT", f"{URL}/echo", body=memoryview(body)).data == body
 
 
 def test_urls_that_are_not_of_http_are_refused(pair: Pair) -> None:
