@@ -194,7 +194,7 @@ class Attempt:
         if self.target.load is not None:
             self._note_load(attempts, self.target.load, now)
         if not self.target.spotless:
-            attempts.context.observe(self.target, Success(now, self.began), probe=bool(self._prober))
+            attempts.settle(self, now)
         if self.pool.sticky is not None:
             attempts.context.stay(self.target)
 
@@ -215,6 +215,15 @@ class Attempt:
         )
         attempts.done = not verdict.next_host
         return verdict.next_host
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it tests a host that was down, for all workers."""
+        return bool(self._prober)
+
+    def observe_success(self, context: RequestContext, now: float) -> None:
+        """The host did well."""
+        context.observe(self.target, Success(now, self.began), probe=self.is_probe)
 
     def observe_failure(self, context: RequestContext, reason: str, now: float, prober: str = "") -> None:
         """The host failed, for that reason."""
@@ -311,6 +320,10 @@ class Attempts(Iterator[Attempt]):
     def succeeded(self, _target: Target, flight: Flight) -> None:
         """An attempt at a host whose load is of interest is over."""
         flight.land()
+
+    def settle(self, attempt: Attempt, now: float) -> None:
+        """An attempt at a host that has failed before went well."""
+        attempt.observe_success(self.context, now)
 
     def _first(self) -> Attempt:
         context = self.context

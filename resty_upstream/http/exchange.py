@@ -17,6 +17,7 @@ A transport is this loop::
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from random import random
@@ -64,7 +65,7 @@ class Exchange(Attempts):
     :param replayable: whether the request's body is there a second time.
     """
 
-    __slots__ = ("_flight", "_headers", "_is_replayable", "_limit", "_method", "_stale", "progress")
+    __slots__ = ("_flight", "_headers", "_is_replayable", "_limit", "_method", "_settled", "_stale", "progress")
 
     progress: Progress
     """Of the last time that it was sent."""
@@ -81,6 +82,7 @@ class Exchange(Attempts):
         self._headers = headers
         self._is_replayable = replayable
         self._flight = None
+        self._settled: Attempt | None = None
         self._stale = 0
         budget.note_request(time.monotonic())
 
@@ -125,13 +127,13 @@ class Exchange(Attempts):
 
         :param timed_out: whether it is a timeout of the client's.
         """
-        if not self.progress.sent and _is_known(error):
+        if not self.progress.sent and _is_known(error, attempt):
             return error  # while connecting: it says itself what it means
         if timed_out:
             return self._judged_timeout(attempt, error)
         if self._was_stale() and self._stale <= _MOST_STALE:
             return Excused(error)
-        bad = BadAnswer(_brief(error))
+        bad = BadAnswer(_brief(error, attempt))
         bad.__cause__ = error
         return bad
 
@@ -139,7 +141,9 @@ class Exchange(Attempts):
         if self._limit == "caller":
             return Excused(error)
         read_s = attempt.pool.read_timeout_s
-        was_paused = self.now() - attempt.began > 2 * (attempt.timeout_s + read_s) + 1.0
+        took_s = self.now() - attempt.began
+        # One that sends a byte now and then takes as long as it likes.
+        was_paused = not self.progress.answered and took_s > 2 * (attempt.timeout_s + read_s) + 1.0
         if self._limit == "deadline" or was_paused:
             return Excused(error, next_host=True)
         bad = BadAnswer(f"no answer within {read_s:g} s", answered=False)
@@ -169,9 +173,10 @@ class Exchange(Attempts):
 
     def broke(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> None:
         """The body of the answer broke off: a failure of the host, though it is too late for another."""
+        self._settled = None
         if timed_out and self._limit != "host":
             return
-        attempt.observe_failure(self.context, f"in the middle of an answer: {_brief(error)}", self.now())
+        attempt.observe_failure(self.context, f"in the middle of an answer: {_brief(error, attempt)}", self.now())
 
     # ── the load ──────────────────────────────────────────────────────────────────────────────
 
@@ -179,15 +184,29 @@ class Exchange(Attempts):
         """The request is under way until the answer is read."""
         self._flight = flight
 
+    def settle(self, attempt: Attempt, now: float) -> None:
+        """The host did well, unless the answer breaks off yet."""
+        if attempt.is_probe:
+            super().settle(attempt, now)  # others wait for it
+        else:
+            self._settled = attempt
+
     def land(self) -> None:
         """The answer is read, or given up. May be called again."""
+        settled, self._settled = self._settled, None
+        if settled is not None and sys.exception() is None:  # else it may have broken off just now
+            settled.observe_success(self.context, self.now())
         if self._flight is not None:
             self._flight.land()
 
 
-def _is_known(error: Exception) -> bool:
-    return not classify(error).reason.startswith("unclassified")
+def _is_known(error: Exception, attempt: Attempt) -> bool:
+    return not _reason(error, attempt).startswith("unclassified")
 
 
-def _brief(error: Exception) -> str:
-    return classify(error).reason if _is_known(error) else f"{type(error).__name__}: {error}"[:120]
+def _reason(error: Exception, attempt: Attempt) -> str:
+    return classify(error, unix=attempt.host.unix_path is not None).reason
+
+
+def _brief(error: Exception, attempt: Attempt) -> str:
+    return _reason(error, attempt) if _is_known(error, attempt) else f"{type(error).__name__}: {error}"[:120]

@@ -417,7 +417,9 @@ class SyncEngine(_Engine):
             if kept is not None:
                 kept.close()
             if isinstance(error, Excused):
-                raise library.translated(error.error) from error.error
+                error = error.error
+            if isinstance(error, library.of_network + library.others):
+                raise library.translated(error) from error
             raise
         return kept
 
@@ -492,7 +494,9 @@ class AsyncEngine(_Engine):
             if kept is not None:
                 await kept.aclose()
             if isinstance(error, Excused):
-                raise library.translated(error.error) from error.error
+                error = error.error
+            if isinstance(error, library.of_network + library.others):
+                raise library.translated(error) from error
             raise
         return kept
 

@@ -18,7 +18,7 @@ from resty_upstream import Upstream
 from tests.e2e.processes import Ports, Process, python, wait_until
 from tests.http.clients import CLIENTS, Client, Opened
 
-KILLS = int(os.environ.get("E2E_KILLS", "3"))
+KILLS = int(os.environ.get("E2E_KILLS", "2"))
 RATE = 500
 THREADS = 5
 

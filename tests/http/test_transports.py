@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -337,6 +339,66 @@ def test_a_body_that_breaks_off_is_a_failure_and_not_repeated(opened: Opened, se
         client.request("GET", f"/half/{how}")
     assert len(a.received) + len(b.received) == 1
     assert sum(fails(upstream).values()) == 1
+
+
+def test_a_host_whose_bodies_break_off_goes_down(opened: Opened, serve: Serve) -> None:
+    """Though it begins every answer well."""
+    a, b = serve("a", "b")
+    upstream = upstream_of(a, b, first="a", max_fails=3)
+    with opened(upstream) as client:
+        for _ in range(3):
+            with pytest.raises(client.error):
+                client.request("GET", "/half/close")
+        assert client.request("GET", "/").host == "b"
+    assert not upstream.get_pools()["first"]["hosts"]["a"]["up"]
+
+
+def test_a_host_whose_heads_drip_goes_down(opened: Opened, serve: Serve) -> None:
+    """Slow as it is, this process is not to blame."""
+    (a,) = serve("a")
+    upstream = Upstream(
+        "memory://", pools={"p": pool(a, read_timeout=50, timeout=50, max_fails=1)}, total_timeout=1500
+    )
+    with opened(upstream) as client, pytest.raises(client.error):
+        client.request("GET", "/drip")
+    assert not upstream.get_pools()["p"]["hosts"]["a"]["up"]
+
+
+def test_a_success_clears_what_was_counted(opened: Opened, serve: Serve) -> None:
+    (a,) = serve("a")
+    upstream = upstream_of(a, max_fails=3)
+    with opened(upstream) as client:
+        with pytest.raises(client.error):
+            client.request("GET", "/drop")
+        assert fails(upstream) == {"a": 1}
+        assert client.request("GET", "/").status == 200
+    assert not fails(upstream)
+
+
+def test_what_is_this_machines_fault_is_the_clients_error_and_counts_for_nothing(
+    opened: Opened, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = serve("a", "b")
+    upstream = upstream_of(a, b)
+
+    def no_socket(*_args: Any, **_options: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with opened(upstream) as client:
+        monkeypatch.setattr(socket, "socket", no_socket)
+        with pytest.raises(client.error):
+            client.request("GET", "/")
+        monkeypatch.undo()
+    assert not fails(upstream)
+
+
+def test_a_socket_of_the_file_system_that_is_missing_could_not_be_reached(opened: Opened, tmp_path: Path) -> None:
+    host = {"host": f"unix:{tmp_path}/none"}
+    upstream = Upstream("memory://", pools={"p": {"hosts": {"a": host}}})
+    with opened(upstream) as client, pytest.raises(client.error) as raised:
+        client.request("GET", "/")
+    assert isinstance(raised.value, NoHostAvailable)
+    assert raised.value.status_hint == 504
 
 
 def test_a_bug_of_the_caller_counts_for_nothing(opened: Opened, serve: Serve) -> None:
