@@ -171,7 +171,7 @@ class _Protocol(ResponseHandler):
     def start_timeout(self) -> None:
         """All of the request is written."""
         self._is_written = True
-        self._wait_for_host()
+        self._wait(time.monotonic() + self._read_s)
         super().start_timeout()
 
     def pause_reading(self) -> None:
@@ -204,7 +204,7 @@ class _Protocol(ResponseHandler):
         if (data or self._is_held) and not self.upgraded:
             self.progress.answered = True
             self._is_held = self._is_asked = False
-            self._wait_for_host()
+            self._wait(time.monotonic() + self._read_s if self._is_written else math.inf)
         super().data_received(data)
 
     def pause_writing(self) -> None:
@@ -222,8 +222,10 @@ class _Protocol(ResponseHandler):
     # Time.
 
     def _wait_for_host(self) -> None:
-        """From now on; for the head of an answer no longer than all attempts may take."""
-        deadline = time.monotonic() + self._read_s if self.is_awaited else math.inf
+        self._wait(time.monotonic() + self._read_s if self.is_awaited else math.inf)
+
+    def _wait(self, deadline: float) -> None:
+        """For the head of an answer no longer than all attempts may take."""
         if self.progress.until < deadline:
             deadline = self.progress.until
         self._deadline = deadline
@@ -569,10 +571,10 @@ def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> N
         return
 
     def ended() -> None:
-        exchange.land()
         error = content.exception()
         if isinstance(error, aiohttp.ClientError) and type(error) is not aiohttp.ClientConnectionError:
             exchange.broke(attempt, error, timed_out=isinstance(error, TimeoutError))
+        exchange.land()
 
     connection.add_callback(ended)
 

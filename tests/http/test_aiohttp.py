@@ -589,10 +589,15 @@ def test_what_comes_unasked_is_not_taken_for_an_answer(serve: Serve, monkeypatch
 
     monkeypatch.setattr(Server, "_answer_twice", answer_twice, raising=False)
 
+    def usable(connection: Any) -> bool:
+        return bool(connection.is_usable())
+
     async def main() -> None:
         async with session_of(at(a)) as session:
             for _ in range(3):
                 assert await body_of(session, "GET", "/twice") == b"ok"
+                idle = [each for idle in session.connector._to_hosts._idle.values() for each, _ in idle]
+                await asyncio.to_thread(wait_until, lambda idle=idle: not any(map(usable, idle)), "it has come")
                 assert await body_of(session, "GET", "/") == b"ok"
 
     run(main())
@@ -639,7 +644,7 @@ def test_a_body_that_hangs_is_a_failure_by_the_pools_limit(serve: Serve) -> None
             assert fails(upstream) == {"a": 1}
             with pytest.raises(aiohttp.SocketTimeoutError):
                 await body_of(session, "GET", "/half/hang", timeout=aiohttp.ClientTimeout(sock_read=0.02))
-            assert not fails(upstream), "the caller's own limit; and the head was good"
+            assert fails(upstream) == {"a": 1}, "the caller's own limit"
 
     run(main())
 
