@@ -28,6 +28,8 @@ PUBLIC = {
         "asgi",
         "cli",
         "clients.psycopg",
+        "clients.pymemcache",
+        "clients.redis",
         "config",
         "errors",
         "http.aiohttp",
