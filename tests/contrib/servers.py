@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -52,6 +53,8 @@ class Server:
         """SIGSTOP: the kernel goes on accepting connections, and nobody answers."""
         assert self._process is not None
         self._process.signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self._process.pid}/task")
+        wait_until(lambda: all(_is_stopped(thread) for thread in threads.iterdir()), "a process that stands still")
 
     def go_on(self) -> None:
         """SIGCONT: it answers what has come in the meantime."""
@@ -78,6 +81,10 @@ class Server:
         with contextlib.suppress(OSError):
             return self.ask(self._says) != b""
         return False
+
+
+def _is_stopped(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class Servers:
@@ -107,7 +114,9 @@ class Servers:
 
     def memcached(self, *options: str, start: bool = True) -> Server:
         port = self._ports.reserve()
-        command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", "nobody", "-t", "1", *options]
+        command = ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-t", "1", *options]
+        if os.getuid() == 0:
+            command += ["-u", "root"]
         return self._add(Server(command, port, self._directory, b"version"), start)
 
     def _add(self, server: Server, start: bool) -> Server:
