@@ -25,6 +25,7 @@ from tests.helpers import refusing
 
 __all__ = ["servers"]
 
+AT_ONCE = ("--repl-diskless-sync-delay", "0")  # replicas get their data
 BACKEND = "resty_upstream.contrib.django.cache.RedisCache"
 
 
@@ -130,12 +131,12 @@ def test_timeouts(cache: Any) -> None:
 
     cache.set("default", 1)
     cache.set("short", 1, timeout=10)
-    cache.set("for ever", 1, timeout=None)
+    cache.set("always", 1, timeout=None)
     cache.set("gone", 1, timeout=0)
     cache.set_many({"many": 1}, timeout=20)
     assert 290 < ttl("default") <= 300
     assert 0 < ttl("short") <= 10
-    assert ttl("for ever") == -1
+    assert ttl("always") == -1
     assert cache.get("gone") is None
     assert 0 < ttl("many") <= 20
     assert cache.touch("short", 100)
@@ -207,7 +208,7 @@ def test_a_host_that_is_stopped(configure: Configure, servers: Servers) -> None:
 
 
 def test_a_host_that_became_a_replica(configure: Configure, servers: Servers) -> None:
-    a, b = servers.redis(), servers.redis()
+    a, b = servers.redis(), servers.redis(*AT_ONCE)
     cache = configure(upstreams_setting(a, b))
     cache.set("key", 1)
     a.ask(b"REPLICAOF 127.0.0.1 %d" % b.port)
@@ -228,7 +229,7 @@ def test_no_host_is_left(configure: Configure) -> None:
 
 def test_reads_go_to_the_other_locations(configure: Configure, servers: Servers) -> None:
     """As with Django's own: the first location is written to."""
-    master = servers.redis()
+    master = servers.redis(*AT_ONCE)
     replica = servers.redis("--replicaof", f"127.0.0.1 {master.port}")
     wait_until(lambda: b"master_link_status:up" in replica.ask(b"INFO replication"), "a replica in sync")
     setting = {
@@ -264,7 +265,7 @@ def test_users_and_databases(
     cache.set("key", 1)
     client = cache._cache.get_client()
     assert client.acl_whoami() == "web"
-    assert [name for name in client.info("keyspace")] == ["db3"]
+    assert list(client.info("keyspace")) == ["db3"]
 
 
 def test_a_wrong_password_counts_against_nobody(configure: Configure, servers: Servers) -> None:
@@ -287,7 +288,7 @@ WRONG = [
     ("upstream://cache?ssl=perhaps", "LOCATION upstream://cache: ssl must be true or false, not 'perhaps'"),
     (
         "upstream://cash",
-        "LOCATION upstream://cash: there is no upstream 'cash': the setting UPSTREAMS has 'cache'",
+        "LOCATION upstream://cash: there is no upstream 'cash': .* UPSTREAMS has 'cache'",
     ),
     (["upstream://cache", 5], "LOCATION must be like .*; not int"),
     ([], r"LOCATION must be like .*; not \[\]"),
