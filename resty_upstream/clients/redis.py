@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 import redis.asyncio
+import redis.exceptions
 from redis.asyncio.connection import Connection as AsyncConnection
 from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from redis.connection import Connection, SSLConnection
@@ -25,7 +26,6 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ConnectionError,
-    ExternalAuthProviderError,
     InvalidResponse,
     MasterDownError,
     NoPermissionError,
@@ -41,14 +41,6 @@ from resty_upstream.connectors import find
 if TYPE_CHECKING:
     import ssl
 
-try:
-    from redis.maint_notifications import MaintNotificationsConfig
-except ImportError:  # before redis-py 7
-    _POOL_OPTIONS: dict[str, Any] = {}
-else:
-    # Where a server moves to is not its business here, but the upstream's.
-    _POOL_OPTIONS = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
-
 Address = tuple[str, int]
 
 _FROM_UPSTREAM: Final = {
@@ -58,8 +50,22 @@ _FROM_UPSTREAM: Final = {
     "socket_connect_timeout": "the `timeout` of the upstream's pools says how long connecting may take",
 }
 # These are of class ConnectionError, too.
-_FAULTS_OF_CALLERS: Final = (AuthenticationError, AuthorizationError, ExternalAuthProviderError)
+_FAULTS_OF_CALLERS: Final = (
+    AuthenticationError,
+    AuthorizationError,
+    getattr(redis.exceptions, "ExternalAuthProviderError", AuthenticationError),  # not in redis-py 6.0
+)
 _dial: Final = find(None)
+
+
+def _without_notices(pool: Any) -> dict[str, Any]:
+    """The options with which a pool does not ask where hosts move to, which is the business of the upstream."""
+    name = "maint_notifications_config"  # not in redis-py 6, nor in asyncio's pools of redis-py 7
+    if name not in inspect.signature(pool).parameters:
+        return {}
+    from redis.maint_notifications import MaintNotificationsConfig
+
+    return {name: MaintNotificationsConfig(enabled=False)}
 
 
 def _once(connect: Any) -> dict[str, Any]:
@@ -69,6 +75,8 @@ def _once(connect: Any) -> dict[str, Any]:
 
 
 _ONCE: Final = _once(Connection.connect_check_health)
+_SYNC_POOL: Final = _without_notices(redis.ConnectionPool)
+_ASYNC_POOL: Final = _without_notices(redis.asyncio.ConnectionPool)
 _ASYNC_ONCE: Final = _once(AsyncConnection.connect_check_health)
 
 
@@ -332,7 +340,8 @@ class UpstreamConnectionPool(redis.ConnectionPool):
         **options: Any,
     ) -> None:
         kind = UpstreamSSLConnection if ssl else UpstreamConnection
-        super().__init__(**_pool_options(kind, upstream, ssl, server_hostname, options))
+        options = _pool_options(kind, upstream, ssl, server_hostname, options)
+        super().__init__(**_SYNC_POOL | options)
 
 
 def _pool_options(
@@ -348,7 +357,7 @@ def _pool_options(
         options["server_hostname"] = server_hostname
     elif server_hostname is not None:
         raise TypeError("server_hostname is the name in certificates: give ssl=True with it")
-    return {"connection_class": kind, "upstream": upstream, "read_only": set(), **_POOL_OPTIONS, **options}
+    return {"connection_class": kind, "upstream": upstream, "read_only": set(), **options}
 
 
 # ── asyncio ───────────────────────────────────────────────────────────────────────────────────
@@ -486,4 +495,5 @@ class AsyncUpstreamConnectionPool(redis.asyncio.ConnectionPool):
         **options: Any,
     ) -> None:
         kind = AsyncUpstreamSSLConnection if ssl else AsyncUpstreamConnection
-        super().__init__(**_pool_options(kind, upstream, ssl, server_hostname, options))
+        options = _pool_options(kind, upstream, ssl, server_hostname, options)
+        super().__init__(**_ASYNC_POOL | options)
