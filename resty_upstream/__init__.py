@@ -27,6 +27,7 @@ from resty_upstream.history import Transition
 from resty_upstream.methods import register_method
 from resty_upstream.model import HealthCheck, Host, OutlierDetection, Pool, Sticky
 from resty_upstream.selection import Explanation
+from resty_upstream.tls import OverTLS
 from resty_upstream.upstream import Upstream
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "MethodNotFound",
     "NoHostAvailable",
     "OutlierDetection",
+    "OverTLS",
     "Pool",
     "PoolExists",
     "PoolNotFound",

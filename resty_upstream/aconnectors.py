@@ -1,4 +1,7 @@
-"""How a client is connected with asyncio: what :mod:`resty_upstream.connectors` does, in coroutines."""
+"""How a client is connected in coroutines: what :mod:`resty_upstream.connectors` does.
+
+Callables, and objects that connect themselves, may be of asyncio or of trio; sockets and streams are asyncio's.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import asyncio
 import errno
 import inspect
 import socket
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from resty_upstream.connectors import (
@@ -22,8 +27,11 @@ from resty_upstream.connectors import (
     settle_object,
     start_object,
 )
+from resty_upstream.loops import in_loop, in_trio
 
 if TYPE_CHECKING:
+    import ssl
+
     from resty_upstream.attempts import Attempt
     from resty_upstream.model import Host
 
@@ -33,13 +41,36 @@ _NON_BLOCKING_STREAM: Final = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOC
 
 
 async def in_thread(func: Callable[[], object]) -> None:
-    """Call what waits for a disk in a thread, unless the event loop is not one of asyncio."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        func()
-    else:
+    """Call what waits for a disk in a thread, unless the event loop is neither of asyncio nor of trio."""
+    if in_trio():
+        await sys.modules["trio"].to_thread.run_sync(func)
+    elif in_loop():
         await asyncio.to_thread(func)
+    else:
+        func()
+
+
+def timeout(seconds: float) -> AbstractAsyncContextManager[object]:
+    """As ``asyncio.timeout``, in whatever event loop this is."""
+    return _trio_timeout(seconds) if in_trio() else asyncio.timeout(seconds)
+
+
+@asynccontextmanager
+async def _trio_timeout(seconds: float) -> AsyncIterator[None]:
+    trio: Any = sys.modules["trio"]
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError as error:  # which is no TimeoutError
+        raise TimeoutError from error
+
+
+def _refuse_trio() -> None:
+    if in_trio():
+        raise TypeError(
+            "without a client, with a socket, or with TLS aconnect is for asyncio: in trio pass anyio_stream() of "
+            "resty_upstream.contrib.anyio, or a callable (host, port, timeout_s) that returns an awaitable"
+        )
 
 
 async def connect_callable(client: Any, attempt: Attempt) -> Any:
@@ -48,7 +79,7 @@ async def connect_callable(client: Any, attempt: Attempt) -> Any:
     result = client(host.host, host.port, attempt.timeout_s)
     if not inspect.isawaitable(result):
         raise TypeError(f"{client!r} returned {type(result).__name__}, not an awaitable: use connect for it")
-    async with asyncio.timeout(attempt.timeout_s):
+    async with timeout(attempt.timeout_s):
         return await result
 
 
@@ -56,13 +87,14 @@ async def connect_object(client: Any, attempt: Attempt) -> Any:
     """Connect an object by its own ``connect``, a coroutine function or not."""
     result = start_object(client, attempt)
     if inspect.isawaitable(result):
-        async with asyncio.timeout(attempt.timeout_s):
+        async with timeout(attempt.timeout_s):
             await result
     return settle_object(client, attempt)
 
 
 async def connect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A new connection as streams."""
+    _refuse_trio()
     attempt.bounded = True
     sock = await open_socket(attempt)
     try:
@@ -80,8 +112,47 @@ async def open_socket(attempt: Attempt) -> socket.socket:
     return await dial(address, attempt.timeout_s)
 
 
+class _Unread(asyncio.Protocol):
+    """Leaves what comes where it is, for whoever is next."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.pause_reading()  # type: ignore[attr-defined]  # that of a stream
+
+
+async def connect_tls(
+    context: ssl.SSLContext, server_hostname: str, attempt: Attempt
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A new connection as streams, after the handshake of TLS."""
+    _refuse_trio()
+    attempt.bounded = True
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(attempt.timeout_s):
+        sock = await open_socket(attempt)
+        # In two steps: open_connection(ssl=…) that is cancelled before its handshake began goes on with it.
+        try:
+            raw, _ = await loop.create_connection(_Unread, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        reader = asyncio.StreamReader(loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        later_s = attempt.timeout_s + 1.0  # than the timeout above, which says what it is
+        try:
+            transport = await loop.start_tls(
+                raw, protocol, context, server_hostname=server_hostname, ssl_handshake_timeout=later_s
+            )
+        except BaseException:
+            raw.abort()
+            raise
+    if transport is None:  # closed meanwhile
+        raise ConnectionResetError(errno.ECONNRESET, "the connection was lost in the handshake")
+    protocol.connection_made(transport)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
 async def connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
     """Connect the socket given, whatever became of it in earlier attempts; non-blocking."""
+    _refuse_trio()
     attempt.bounded = True
     bound = bound_address(sock)
 

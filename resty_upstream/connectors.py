@@ -1,9 +1,9 @@
 """How a client is connected to the host of an attempt.
 
-What ``connect`` accepts: nothing (a new socket), a ``socket.socket``, an ``http.client.HTTPConnection``, any
-object with ``connect(host, port)`` and ``set_timeout(seconds)`` or ``settimeout(seconds)``, a callable
-``(host, port, timeout_s)``, and whatever was added with :func:`register_connector`. ``aconnect`` accepts the
-same, with coroutines where something waits.
+What ``connect`` accepts: nothing (a new socket), a ``socket.socket``, a :class:`~resty_upstream.OverTLS`, an
+``http.client.HTTPConnection``, any object with ``connect(host, port)`` and ``set_timeout(seconds)`` or
+``settimeout(seconds)``, a callable ``(host, port, timeout_s)``, and whatever was added with
+:func:`register_connector`. ``aconnect`` accepts the same, with coroutines where something waits.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ Connector = Callable[[Any, "Attempt"], Any]
 AsyncConnector = Callable[[Any, "Attempt"], Awaitable[Any]]
 
 _ACCEPTED: Final = (
-    "connect accepts nothing, a socket.socket, an http.client.HTTPConnection, an object with connect(host, port) "
-    "and set_timeout or settimeout, a callable (host, port, timeout_s), or a type added with register_connector"
+    "connect accepts nothing, a socket.socket, a resty_upstream.OverTLS, an http.client.HTTPConnection, an object "
+    "with connect(host, port) and set_timeout or settimeout, a callable (host, port, timeout_s), or a type added "
+    "with register_connector"
 )
 
 
@@ -117,8 +118,9 @@ def find_async(client: object) -> AsyncConnector:
 
     :raises TypeError: saying what is accepted.
     """
+    aconnectors = _asyncio()
     if type(client) in _FUNCTIONS:
-        return cast("AsyncConnector", _asyncio().connect_callable)
+        return cast("AsyncConnector", aconnectors.connect_callable)
     _register_loaded()
     return _find_async(client)
 
@@ -310,7 +312,11 @@ def most_telling(errors: list[OSError], host: Host) -> OSError:
 
 
 def _dial(_client: None, attempt: Attempt) -> socket.socket:
-    """A new socket, connected, with the pool's timeout."""
+    return open_socket(attempt)
+
+
+def open_socket(attempt: Attempt) -> socket.socket:
+    """A new socket, connected to the host of an attempt, with the pool's timeout."""
     attempt.bounded = True
     timeout_s, pool_timeout_s = attempt.timeout_s, attempt.target.timeout_s
     address = literal_address(attempt)
@@ -448,7 +454,7 @@ def _connect_http(connection: http.client.HTTPConnection, attempt: Attempt) -> h
     deadline = time.monotonic() + attempt.timeout_s
 
     def dial(*_args: object, **_kwargs: object) -> socket.socket:
-        sock = _dial(None, attempt)
+        sock = open_socket(attempt)
         sock.settimeout(max(0.001, deadline - time.monotonic()))  # for the handshake that follows
         return sock
 
@@ -471,8 +477,8 @@ def _refuse_async_http(_connection: object, _attempt: object) -> NoReturn:
 
 def _refuse_ssl(_sock: object, _attempt: object) -> NoReturn:
     raise TypeError(
-        "an ssl.SSLSocket cannot be connected a second time: pass a callable that connects and wraps, "
-        "(host, port, timeout_s) -> context.wrap_socket(socket.create_connection(…), server_hostname=…)"
+        "an ssl.SSLSocket cannot be connected a second time: pass a resty_upstream.OverTLS(context, "
+        "server_hostname=…), or a callable (host, port, timeout_s) that connects and wraps"
     )
 
 

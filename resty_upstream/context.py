@@ -24,12 +24,14 @@ from resty_upstream.visitors import Visitor, key_of
 if TYPE_CHECKING:
     import asyncio
     import socket
+    import ssl
     from types import TracebackType
 
     import httpx2
 
     from resty_upstream.methods import Key
     from resty_upstream.model import Pool
+    from resty_upstream.tls import OverTLS
     from resty_upstream.upstream import Upstream
 
 T = TypeVar("T")
@@ -121,6 +123,8 @@ class RequestContext:
     @overload
     def connect(self, client: None = None, *, key: Key | None = None) -> Connected[socket.socket]: ...
     @overload
+    def connect(self, client: OverTLS, *, key: Key | None = None) -> Connected[ssl.SSLSocket]: ...
+    @overload
     def connect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...
     @overload
     def connect(self, client: Callable[[str, int, float], T], *, key: Key | None = None) -> Connected[T]: ...
@@ -136,7 +140,7 @@ class RequestContext:
 
     @overload
     async def aconnect(
-        self, client: None = None, *, key: Key | None = None
+        self, client: OverTLS | None = None, *, key: Key | None = None
     ) -> Connected[tuple[asyncio.StreamReader, asyncio.StreamWriter]]: ...
     @overload
     async def aconnect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...

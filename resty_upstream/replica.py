@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import sys
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from resty_upstream.events import HostEvent, Listeners
 from resty_upstream.health.functions import CheckFunction, Functions
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.history import Transition, encode_transition, standing
+from resty_upstream.loops import in_loop
 from resty_upstream.methods import is_registered
 from resty_upstream.model import (
     Config,
@@ -806,14 +806,7 @@ def _decode_states(records: Mapping[str, bytes]) -> dict[str, HostState]:
 
 def _patience_s() -> float:
     """How long this thread may wait for the store: not at all on an event loop."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return _PATIENCE_S
-        return 0.0
-    return _PATIENCE_S
+    return 0.0 if in_loop() else _PATIENCE_S
 
 
 _fork_guard = threading.Lock()

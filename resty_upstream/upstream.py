@@ -28,8 +28,10 @@ from resty_upstream.visitors import Proxies
 if TYPE_CHECKING:
     import asyncio
     import socket
+    import ssl
 
     from resty_upstream.methods import Key
+    from resty_upstream.tls import OverTLS
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Connectable)
@@ -138,6 +140,8 @@ class Upstream:
     @overload
     def connect(self, client: None = None, *, key: Key | None = None) -> Connected[socket.socket]: ...
     @overload
+    def connect(self, client: OverTLS, *, key: Key | None = None) -> Connected[ssl.SSLSocket]: ...
+    @overload
     def connect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...
     @overload
     def connect(self, client: Callable[[str, int, float], T], *, key: Key | None = None) -> Connected[T]: ...
@@ -150,10 +154,11 @@ class Upstream:
             * nothing: a new ``socket.socket``, with the pool's timeout set;
             * a ``socket.socket``: the same object comes back connected, its options kept, even when the
               first hosts failed;
+            * an :class:`~resty_upstream.OverTLS`: a new ``ssl.SSLSocket``, its handshake part of the attempt;
             * an ``http.client.HTTPConnection``: connected; it keeps its own name for ``Host`` and TLS;
             * an object with ``connect(host, port)`` and ``set_timeout(seconds)`` or ``settimeout(seconds)``;
             * a callable ``(host, port, timeout_s)``: called for each attempt; what it returns comes back, an
-              exception is classified. The way to wrap TLS, or to do a whole exchange per attempt;
+              exception is classified. The way to build a client, or do a whole exchange, per attempt;
             * a type that :func:`resty_upstream.register_connector` knows.
         :param key: for methods that hash it; the context's key (a web request's client address) if not given.
         :returns: ``(client, info)``, with ``info.host``, ``info.pool``, ``info.attempts``, ``info.last_resort``.
@@ -168,7 +173,7 @@ class Upstream:
 
     @overload
     async def aconnect(
-        self, client: None = None, *, key: Key | None = None
+        self, client: OverTLS | None = None, *, key: Key | None = None
     ) -> Connected[tuple[asyncio.StreamReader, asyncio.StreamWriter]]: ...
     @overload
     async def aconnect(self, client: C, *, key: Key | None = None) -> Connected[C]: ...
@@ -178,12 +183,15 @@ class Upstream:
     ) -> Connected[T]: ...
 
     async def aconnect(self, client: Any = None, *, key: Key | None = None) -> Connected[Any]:
-        """As :meth:`connect`, for asyncio.
+        """As :meth:`connect`, for coroutines.
 
-        Nothing given: ``(reader, writer)`` as :func:`asyncio.open_connection` returns them. A socket comes
-        back connected and non-blocking. Callables return awaitables, ``connect`` of an object may be a
-        coroutine function; both are ended when the attempt's time is over. A cancelled call counts for
-        nothing, and gives back what it held.
+        Nothing given, or an :class:`~resty_upstream.OverTLS`: ``(reader, writer)`` as
+        :func:`asyncio.open_connection` returns them. A socket comes back connected and non-blocking. Callables
+        return awaitables, ``connect`` of an object may be a coroutine function; both are ended when the
+        attempt's time is over, and may be those of trio, too. A cancelled call counts for nothing, and gives
+        back what it held.
+
+        :raises TypeError: in trio, for what is of asyncio: nothing given, an ``OverTLS``, a socket.
         """
         return cast("Connected[Any]", await self.current_context.aconnect(client, key=key))
 

@@ -435,7 +435,7 @@ def test_a_tls_socket_is_a_type_error_that_says_what_to_do(start_peer: StartPeer
     context = ssl.create_default_context()
     with context.wrap_socket(socket.socket(), server_hostname="service.test") as sock:
         for mode in ("sync", "async"):
-            with pytest.raises(TypeError, match="pass a callable that connects and wraps"):
+            with pytest.raises(TypeError, match=r"pass a resty_upstream\.OverTLS"):
                 connect_socket_by(mode, upstream, sock)
 
 
