@@ -33,8 +33,8 @@ def sockets_to(*ports: int) -> list[str]:
         except OSError:  # closed meanwhile
             continue
         with sock:
-            if sock.family == socket.AF_UNIX or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                continue
+            if sock.family == socket.AF_UNIX or sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR):
+                continue  # those of servers to be have that option
             if sock.getsockname()[1] in ports:
                 continue
             try:

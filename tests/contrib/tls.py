@@ -103,7 +103,13 @@ def in_order(*peers: dict[str, Any], timeout: str = "5s", **options: Any) -> Ups
     upstream = Upstream(MemoryStore(), **options)
     upstream.configure(
         {
-            f"p{n}": {"priority": n, "max_fails": 1, "timeout": timeout, "hosts": {"h": peer}}
+            f"p{n}": {
+                "priority": n,
+                "max_fails": 1,
+                "failed_timeout": "1h",
+                "timeout": timeout,
+                "hosts": {"h": peer},
+            }
             for n, peer in enumerate(peers)
         }
     )
