@@ -30,6 +30,7 @@ PUBLIC = {
         "clients.psycopg",
         "clients.pymemcache",
         "clients.redis",
+        "clients.smtplib",
         "config",
         "errors",
         "http.aiohttp",
