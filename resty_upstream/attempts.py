@@ -528,6 +528,8 @@ def _verdict_on(error: BaseException, *, unix: bool) -> Verdict | None:
         return Verdict(counts=False, next_host=False, reason="the client's own pool is exhausted")
     if isinstance(error, socket.gaierror):
         return _verdict_on_lookup(error)
+    if _is(error, "ssl", "SSLWantReadError", "SSLWantWriteError"):
+        return None  # what somebody waited for, as long as that was
     if _is(error, "ssl", "SSLError"):  # an OSError whose errno is not one
         return Verdict(counts=True, next_host=True, reason=f"TLS: {type(error).__name__}", answered=True)
     if isinstance(error, OSError) and not isinstance(error, socket.herror):

@@ -359,3 +359,18 @@ def test_no_exception_breaks_the_judgement_and_what_counts_leads_on(error: Excep
     verdict = classify(error, unix=unix)
     assert verdict.reason
     assert verdict.next_host or not verdict.counts
+
+
+@pytest.mark.parametrize("kind", [ssl.SSLWantReadError, ssl.SSLWantWriteError])
+def test_a_timeout_while_tls_waited_for_the_other_side_is_a_timeout(kind: type[ssl.SSLError]) -> None:
+    """anyio and trio wait while they handle such an error, which is behind the timeout then."""
+    try:
+        try:
+            raise kind(2, "The operation did not complete")
+        except kind:
+            raise TimeoutError  # noqa: B904 - as it happens to them
+    except TimeoutError as error:
+        verdict = classify(error)
+    assert (verdict.timed_out, verdict.answered) == (True, False)
+    assert fate(kind(2, "The operation did not complete")) == OURS
+    assert fate(kind(2, "The operation did not complete"), unix=True) == OURS

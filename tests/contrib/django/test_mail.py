@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
@@ -54,28 +55,59 @@ def failcount(number: int) -> int:
     return int(get_upstream("mail").get_pools()[f"p{number}"]["hosts"]["h"]["failcount"])
 
 
+def message(subject: str) -> mail.EmailMessage:
+    return mail.EmailMessage(subject, "Hello.", "a@app.example", ["b@app.example"])
+
+
 def send(subject: str) -> int:
     return mail.send_mail(subject, "Hello.", "a@app.example", ["b@app.example"])
 
 
+# The options of the backend as settings, before there was MAILERS
+SETTINGS = {
+    "host": "EMAIL_HOST",
+    "upstream": "EMAIL_UPSTREAM",
+    "username": "EMAIL_HOST_USER",
+    "password": "EMAIL_HOST_PASSWORD",
+    "use_tls": "EMAIL_USE_TLS",
+    "use_ssl": "EMAIL_USE_SSL",
+    "timeout": "EMAIL_TIMEOUT",
+}
+HAS_MAILERS = django.VERSION >= (6, 1)
+
+
+def mail_settings(**options: Any) -> dict[str, Any]:
+    """The settings of a site whose backend has these options."""
+    options = {"host": NAME} | options
+    if HAS_MAILERS:
+        return {"MAILERS": {"default": {"BACKEND": BACKEND, "OPTIONS": options}}}
+    return {"EMAIL_BACKEND": BACKEND} | {SETTINGS[name]: value for name, value in options.items()}
+
+
 @pytest.fixture
 def configure(settings: Any) -> Callable[..., None]:
-    """Configures the mail of the site."""
+    """Configures the mail of the site: the servers, and options of the backend."""
 
     def configure(*peers: Mapping[str, Any], **options: Any) -> None:
         settings.UPSTREAMS = upstreams(*peers)
-        settings.EMAIL_BACKEND, settings.EMAIL_UPSTREAM, settings.EMAIL_HOST = BACKEND, "mail", NAME
-        for name, value in options.items():
+        for name, value in mail_settings(upstream="mail", **options).items():
             setattr(settings, name, value)
 
     return configure
+
+
+def open_backend() -> EmailBackend:
+    """A backend as Django makes it for a message."""
+    made: Any = mail.mailers["default"] if HAS_MAILERS else mail.get_connection()
+    assert isinstance(made, EmailBackend)
+    return made
 
 
 def test_mail_goes_to_a_host_that_takes_it(
     start_host: Callable[..., MailHost], configure: Callable[..., None]
 ) -> None:
     a, b = start_host(), start_host()
-    configure(a.options, b.options, EMAIL_HOST_USER="user", EMAIL_HOST_PASSWORD="password")
+    configure(a.options, b.options, username="user", password="password")
     assert send("1") == 1
     a.kill()
     assert send("2") == 1
@@ -84,19 +116,19 @@ def test_mail_goes_to_a_host_that_takes_it(
     assert (failcount(0), failcount(1)) == (1, 0)
 
 
-@pytest.mark.parametrize(("how", "setting"), [("starttls", "EMAIL_USE_TLS"), ("tls", "EMAIL_USE_SSL")])
+@pytest.mark.parametrize(("how", "option"), [("starttls", "use_tls"), ("tls", "use_ssl")])
 def test_certificates_are_for_email_host(
     start_host: Callable[..., MailHost],
     configure: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     how: str,
-    setting: str,
+    option: str,
 ) -> None:
     AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     foreign, host = start_host(how, certified("other.example")), start_host(how, certified(NAME))
-    configure(foreign.options, host.options, **{setting: True})
+    configure(foreign.options, host.options, **{option: True})
     assert send("secret") == 1
     assert (foreign.subjects, host.subjects) == ([], ["secret"])
     assert (failcount(0), failcount(1)) == (1, 0)
@@ -107,14 +139,13 @@ def test_a_connection_that_is_kept_serves_many_messages_and_the_next_one_chooses
 ) -> None:
     a, b = start_host(), start_host()
     configure(a.options, b.options)
-    with mail.get_connection() as connection:
-        for subject in ("1", "2"):
-            mail.EmailMessage(subject, "Hi", "a@x.test", ["b@x.test"], connection=connection).send()
+    with open_backend() as backend:
+        assert [backend.send_messages([message(subject)]) for subject in ("1", "2")] == [1, 1]
         a.kill()
         with pytest.raises(smtplib.SMTPServerDisconnected):  # whatever became of it is not sent again
-            mail.EmailMessage("3", "Hi", "a@x.test", ["b@x.test"], connection=connection).send()
-    with mail.get_connection() as connection:
-        mail.EmailMessage("4", "Hi", "a@x.test", ["b@x.test"], connection=connection).send()
+            backend.send_messages([message("3")])
+    with open_backend() as backend:
+        backend.send_messages([message("4")])
     assert (a.subjects, b.subjects) == (["1", "2"], ["4"])
 
 
@@ -123,31 +154,41 @@ def test_when_no_host_is_left_django_raises_or_is_silent_as_ever(configure: Call
         configure(dead)
         with pytest.raises(NoHostAvailable):
             send("1")
-        assert mail.send_mail("2", "Hi", "a@x.test", ["b@x.test"], fail_silently=True) == 0
+        backend = open_backend()
+        backend.fail_silently = True
+        assert backend.send_messages([message("2")]) == 0
 
 
 def test_a_bad_password_is_raised_and_counts_against_nobody(
     start_host: Callable[..., MailHost], configure: Callable[..., None]
 ) -> None:
-    configure(start_host().options, EMAIL_HOST_USER="user", EMAIL_HOST_PASSWORD="wrong")
+    configure(start_host().options, username="user", password="wrong")
     with pytest.raises(smtplib.SMTPAuthenticationError):
         send("1")
     assert failcount(0) == 0
 
 
-def test_options_of_the_backend_win_over_settings(
+@pytest.mark.parametrize(("options", "expected"), [({"timeout": 7}, 7), ({}, 60)])
+def test_the_timeout_of_the_backend_is_for_answers(
+    start_host: Callable[..., MailHost], configure: Callable[..., None], options: Any, expected: int
+) -> None:
+    configure(start_host().options, **options)
+    with open_backend() as backend:
+        assert backend.connection.sock.gettimeout() == expected
+
+
+def test_the_upstream_is_an_option_or_a_setting(
     start_host: Callable[..., MailHost], configure: Callable[..., None]
 ) -> None:
     host = start_host()
-    configure(host.options, EMAIL_UPSTREAM="other", EMAIL_TIMEOUT=7)
-    with EmailBackend(upstream="mail", timeout=3) as connection:
-        assert connection.connection.sock.gettimeout() == 3
-    with EmailBackend(upstream="mail") as connection:
-        assert connection.connection.sock.gettimeout() == 7
+    configure(host.options)
+    with override_settings(EMAIL_UPSTREAM="mail", **mail_settings()):
+        assert send("1") == 1
+    assert host.subjects == ["1"]
 
 
 def test_an_upstream_that_is_not_named_or_not_there_is_said() -> None:
-    with override_settings(EMAIL_BACKEND=BACKEND, UPSTREAMS=upstreams()):
+    with override_settings(UPSTREAMS=upstreams(), **mail_settings()):
         with pytest.raises(ImproperlyConfigured, match='write EMAIL_UPSTREAM = "mail"'):
             send("1")
         with (
