@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Callable, Collection, Generator
 from contextvars import ContextVar
-from ipaddress import ip_address
 from selectors import DefaultSelector
 from typing import Any, Final, NamedTuple, Self, cast
 
@@ -26,6 +25,7 @@ from psycopg.waiting import Wait
 
 from resty_upstream import Connected, Host, Info, NoHostAvailable, RequestContext, Upstream, register_connector
 from resty_upstream.attempts import Attempt, BadAnswer, Excused, classify
+from resty_upstream.connectors import Address, last_known_addresses, literal_address, remember_addresses
 
 __all__ = ["AsyncUpstreamConnection", "UpstreamConnection"]
 
@@ -157,9 +157,13 @@ _begun: ContextVar[list[Generator[Any, Any, Any]]] = ContextVar("resty_upstream.
 def _dial(order: _Order, attempt: Attempt) -> Any:
     order.consider(attempt)
     deadline = time.monotonic() + attempt.timeout_s
-    places = _known_places(attempt.host)
-    attempt.bounded = places is not None  # no resolver is waited for
-    places = places or _places(socket.getaddrinfo(*_question(attempt.host), type=socket.SOCK_STREAM), attempt.host)
+    host, known = attempt.host, literal_address(attempt)
+    attempt.bounded = known is not None  # no resolver is waited for
+    try:
+        found = [] if known else socket.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+        places = _places(host, [known] if known else remember_addresses(found, host))
+    except socket.gaierror as error:
+        places = _places(host, last_known_addresses(host, error))
     errors: list[Exception] = []
     for left, place in zip(range(len(places), 0, -1), places, strict=True):
         part_s = max(0.001, (deadline - time.monotonic()) / left)
@@ -177,12 +181,14 @@ async def _adial(order: _Order, attempt: Attempt) -> Any:
     order.consider(attempt)
     attempt.bounded = True
     deadline = time.monotonic() + attempt.timeout_s
+    host, known, loop = attempt.host, literal_address(attempt), asyncio.get_running_loop()
     errors: list[Exception] = []
     async with asyncio.timeout(attempt.timeout_s):
-        places = _known_places(attempt.host)
-        if places is None:
-            found = await asyncio.get_running_loop().getaddrinfo(*_question(attempt.host), type=socket.SOCK_STREAM)
-            places = _places(found, attempt.host)
+        try:
+            found = [] if known else await loop.getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+            places = _places(host, [known] if known else remember_addresses(found, host))
+        except socket.gaierror as error:
+            places = _places(host, last_known_addresses(host, error))
         for left, place in zip(range(len(places), 0, -1), places, strict=True):
             part_s = max(0.001, (deadline - time.monotonic()) / left)
             token = _begun.set([])
@@ -201,26 +207,12 @@ async def _adial(order: _Order, attempt: Attempt) -> Any:
 register_connector(_Order, _dial, aconnect=_adial)
 
 
-def _known_places(host: Host) -> list[_Place] | None:
-    """Where a host is that needs no look-up; None for a name."""
-    path = host.unix_path
-    if path is not None:
-        # libpq goes by the directory and a port; elsewhere in an upstream the path is the socket's own.
-        directory, _, name = path.rpartition("/.s.PGSQL.")
-        return [_Place(directory, "", int(name)) if name.isdecimal() else _Place(path, "", host.port)]
-    try:
-        ip_address(host.host)
-    except ValueError:
-        return None
-    return [_Place(host.host, host.host, host.port)]
-
-
-def _question(host: Host) -> tuple[str, int]:
-    return host.host, host.port
-
-
-def _places(found: list[Any], host: Host) -> list[_Place]:
-    return [_Place(host.host, sockaddr[0], host.port) for *_, sockaddr in found]
+def _places(host: Host, addresses: list[Address]) -> list[_Place]:
+    if host.unix_path is None:
+        return [_Place(host.host, address.sockaddr[0], host.port) for address in addresses]
+    # libpq goes by the directory and a port; elsewhere in an upstream the path is the socket's own.
+    directory, _, port = host.unix_path.rpartition("/.s.PGSQL.")
+    return [_Place(directory, "", int(port)) if port.isdecimal() else _Place(host.unix_path, "", host.port)]
 
 
 def _unless_fatal(error: Exception) -> Exception:

@@ -384,6 +384,22 @@ async def test_each_address_of_a_name_is_tried(
     assert failures(upstream) == (1, 0)
 
 
+async def test_where_the_resolver_fails_the_last_known_address_is_used(
+    servers: Servers, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*_args: Any, **_kwargs: Any) -> Any:
+        if answers:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", servers[0].port))]
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    answers = True
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    upstream = over({"host": "known.test", "port": servers[0].port}, servers[1].options)
+    for answers in (True, False):  # noqa: B007 - which `look_up` sees
+        assert (await connect(upstream)).upstream_info.host.id == "a"
+    assert failures(upstream) == (0, 0)
+
+
 async def test_a_name_that_is_none_counts_as_failed(servers: Servers, connect: Connect) -> None:
     upstream = over({"host": "nowhere.invalid", "port": 5432}, servers[1].options)
     assert (await connect(upstream)).upstream_info.attempts[-1].host.id == "b"
