@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,3 @@ def failcounts(upstream: Upstream) -> list[int]:
     """The ``failcount`` of each host of :func:`in_order`."""
     pools = sorted(upstream.get_pools())
     return [health(upstream, "abcdef"[int(pool_id)], pool_id)["failcount"] for pool_id in pools]
-
-
-def until_all_is(what: Callable[[], Any], value: Any) -> None:
-    """Wait until ``what`` gives ``value``."""
-    wait_until(lambda: what() == value, f"{value!r}, not {what()!r}")
