@@ -118,9 +118,10 @@ def find_async(client: object) -> AsyncConnector:
 
     :raises TypeError: saying what is accepted.
     """
-    aconnectors = _asyncio()
     if type(client) in _FUNCTIONS:
-        return cast("AsyncConnector", aconnectors.connect_callable)
+        return cast("AsyncConnector", _asyncio().connect_callable)
+    if "asyncio" in _lazy:
+        _asyncio()  # which in trio may not be loaded
     _register_loaded()
     return _find_async(client)
 

@@ -6,10 +6,13 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.contrib.bed.sites import Gate, Journal, Site
+from tests.contrib.mailhost import MailHost
 from tests.contrib.postgres import Clusters, Postgres
 from tests.e2e.processes import Ports
 from tests.helpers import Peer
@@ -23,6 +26,22 @@ def ports() -> Iterator[Ports]:
     ports = Ports()
     yield ports
     ports.release()
+
+
+@pytest.fixture
+def start_host(tmp_path: Path, ports: Ports) -> Iterator[Callable[..., MailHost]]:
+    """Starts a mail server that is ended when the test is over."""
+    hosts: list[MailHost] = []
+
+    def start(*args: Any) -> MailHost:
+        host = MailHost(tmp_path / f"host{len(hosts)}", ports.reserve(), *args)
+        host.start()
+        hosts.append(host)
+        return host
+
+    yield start
+    for host in hosts:
+        host.process.end()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from resty_upstream import NoHostAvailable, OverTLS, Upstream
 from resty_upstream.contrib.anyio import anyio_stream
+from resty_upstream.loops import in_loop, in_trio
 from tests.contrib.cancelling import BACKENDS, HAS_TRIO, cancel_at_every_point, sockets_to
 from tests.contrib.tls import (
     BAD,
@@ -198,6 +199,14 @@ async def test_streams_go_on_while_hosts_are_killed_and_brought_back(ports: Port
 
 
 # ── aconnect itself ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_it_is_known_which_loop_runs(anyio_backend: str) -> None:
+    def here() -> tuple[bool, bool]:
+        return in_loop(), in_trio()
+
+    assert here() == (True, anyio_backend == "trio")
+    assert await anyio.to_thread.run_sync(here) == (False, False)
 
 
 async def test_a_callable_of_the_users_own_has_the_timeout_of_its_loop(start_peer: StartPeer) -> None:

@@ -9,9 +9,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.message import EmailMessage
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +20,10 @@ from resty_upstream.contrib.smtplib import UpstreamSMTP
 from tests.contrib.cancelling import sockets_to
 from tests.contrib.mailhost import MailHost
 from tests.contrib.tls import (
-    AUTHORITY,
     BAD,
     NAME,
+    certificate,
+    certified,
     expired,
     fails,
     in_order,
@@ -33,32 +33,9 @@ from tests.contrib.tls import (
     self_signed,
     trusting,
 )
-from tests.contrib.tls import certified as certified_context
-from tests.e2e.processes import Ports
 from tests.helpers import Peer, hanging, refusing
 
 StartPeer = Callable[..., Peer]
-
-
-def certified(*names: str) -> bytes:
-    """Key and certificate for names, as a server's file."""
-    return AUTHORITY.issue_cert(*names).private_key_and_cert_chain_pem.bytes()
-
-
-@pytest.fixture
-def start_host(tmp_path: Path, ports: Ports) -> Iterator[Callable[..., MailHost]]:
-    """Starts a mail server that is ended when the test is over."""
-    hosts: list[MailHost] = []
-
-    def start(*args: Any) -> MailHost:
-        host = MailHost(tmp_path / f"host{len(hosts)}", ports.reserve(), *args)
-        host.start()
-        hosts.append(host)
-        return host
-
-    yield start
-    for host in hosts:
-        host.process.end()
 
 
 def message(subject: str) -> EmailMessage:
@@ -249,7 +226,7 @@ def test_what_cannot_work_is_said_at_once(start_peer: StartPeer) -> None:
 
 @pytest.mark.parametrize("how", ["starttls", "tls"])
 def test_real_hosts_are_verified_by_the_logical_name(start_host: Callable[..., MailHost], how: str) -> None:
-    foreign, host = start_host(how, certified("other.example")), start_host(how, certified(NAME))
+    foreign, host = start_host(how, certificate("other.example")), start_host(how, certificate(NAME))
     upstream = in_order(foreign.options, host.options)
     options: dict[str, Any] = {how: trusting()}
     with UpstreamSMTP(upstream, NAME, **options) as smtp:
@@ -264,7 +241,7 @@ def test_real_hosts_are_verified_by_the_logical_name(start_host: Callable[..., M
 
 
 def test_without_a_name_each_hosts_own_is_verified(start_host: Callable[..., MailHost]) -> None:
-    upstream = in_order(start_host("starttls", certified("127.0.0.1")).options)
+    upstream = in_order(start_host("starttls", certificate("127.0.0.1")).options)
     with UpstreamSMTP(upstream, starttls=trusting()) as smtp:
         assert isinstance(smtp.sock, ssl.SSLSocket)
     with UpstreamSMTP(upstream) as smtp:
@@ -281,7 +258,7 @@ BAD_TLS: dict[str, tuple[str, Callable[[socket.socket], object]]] = {
     "starttls, not now": ("starttls", say(*OFFERS_TLS, "454 TLS not available")),
     "starttls, silent": ("starttls", starttls(never_answer)),
     "tls, silent": ("tls", never_answer),
-    "tls, no greeting": ("tls", over_tls(certified_context(), never_answer)),
+    "tls, no greeting": ("tls", over_tls(certified(), never_answer)),
 }
 
 

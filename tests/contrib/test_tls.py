@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import signal
 import ssl
 import threading
 from collections.abc import Callable
@@ -13,9 +15,11 @@ import pytest
 
 from resty_upstream import NoHostAvailable, OverTLS, Upstream
 from tests.contrib.cancelling import cancel_at_every_point, sockets_to
+from tests.contrib.mailhost import MailHost
 from tests.contrib.tls import (
     BAD,
     NAME,
+    certificate,
     certified,
     echo,
     fails,
@@ -28,34 +32,40 @@ from tests.contrib.tls import (
 from tests.helpers import Peer, hanging, refusing
 
 StartPeer = Callable[..., Peer]
-Talk = Callable[[Upstream], str]
+Talk = Callable[..., str]
 
 GOOD = over_tls(certified(), echo)
 
 
-def talk(upstream: Upstream) -> str:
+def talk(upstream: Upstream, word: bytes = b"hello" * 100_000, answer: bytes = b"") -> str:
     """Say something over TLS; the id of the pool that answered."""
     sock, info = upstream.connect(OverTLS(trusting(), NAME))
     assert isinstance(sock, ssl.SSLSocket)
     with sock:
         assert sock.gettimeout() == info.pool.timeout_s
-        sock.sendall(b"hello")
-        assert sock.recv(9) == b"hello"
+        sender = threading.Thread(target=sock.sendall, args=[word])
+        sender.start()
+        expected = answer or word
+        got = b""
+        while len(got) < len(expected):
+            got += sock.recv(len(expected) - len(got))
+        sender.join()
+        assert got == expected
     return info.pool.id
 
 
-def talk_async(upstream: Upstream) -> str:
+def talk_async(upstream: Upstream, word: bytes = b"hello" * 100_000, answer: bytes = b"") -> str:
     """The same with asyncio."""
 
     async def run() -> str:
         (reader, writer), info = await upstream.aconnect(OverTLS(trusting(), NAME))
-        data = b"hello" * 100_000  # more than the reader takes in at once
-        writer.write(data)
-        await writer.drain()
-        assert await reader.readexactly(len(data)) == data
+        writer.write(word)  # more than the reader takes in at once
+        expected = answer or word
+        assert await reader.readexactly(len(expected)) == expected
         assert writer.get_extra_info("ssl_object").version()
         writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(ssl.SSLError):  # the host may have more to say
+            await writer.wait_closed()
         return info.pool.id
 
     return asyncio.run(run())
@@ -125,6 +135,41 @@ def test_handshakes_that_fail_leave_no_socket_open(start_peer: StartPeer, talk: 
     with pytest.raises(NoHostAvailable):
         talk(upstream)
     assert not sockets_to(*(peer.port for peer in peers))
+
+
+@both
+def test_hosts_are_killed_stopped_and_brought_back(start_host: Callable[..., MailHost], talk: Talk) -> None:
+    a, b = start_host("tls", certificate(NAME)), start_host("tls", certificate(NAME))
+    upstream = in_order(a.options, b.options, timeout="1s")
+    greeted = functools.partial(talk, upstream, b"EHLO me\r\n", b"220 app.example")
+    assert greeted() == "p0"
+    a.kill()
+    assert greeted() == "p1"
+    a.start()
+    b.process.signal(signal.SIGSTOP)
+    assert greeted() == "p0"  # b is silent, and a the last resort
+    b.process.signal(signal.SIGCONT)
+    assert [fails(upstream, n) for n in (0, 1)] == [0, 1]
+
+
+def test_what_a_host_says_with_the_handshake_and_before_it_hangs_up_is_read(
+    start_peer: StartPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be there before the streams are."""
+    peer = start_peer(over_tls(certified(), lambda tls: tls.sendall(b"x" * 300_000)))
+    upstream = in_order(peer.options)
+
+    async def read() -> bytes:
+        (reader, writer), _ = await upstream.aconnect(OverTLS(trusting(), NAME))
+        data = await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return data
+
+    for _ in range(20):
+        assert asyncio.run(read()) == b"x" * 300_000
+    assert not caplog.records
 
 
 @both

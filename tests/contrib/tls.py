@@ -28,6 +28,11 @@ def trusting(authority: trustme.CA = AUTHORITY) -> ssl.SSLContext:
     return context
 
 
+def certificate(*names: str) -> bytes:
+    """Key and certificate for ``names``, as a server's file."""
+    return AUTHORITY.issue_cert(*names).private_key_and_cert_chain_pem.bytes()
+
+
 def certified(*names: str, authority: trustme.CA = AUTHORITY, **options: Any) -> ssl.SSLContext:
     """How a server speaks TLS whose certificate is for ``names``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -12,9 +12,10 @@ _CALLS = """
 import asyncio
 import http.client
 import socket
+import ssl
 from typing import assert_type
 
-from resty_upstream import Connected, HostEvent, Info, Upstream, UpstreamAPI
+from resty_upstream import Connected, HostEvent, Info, OverTLS, Upstream, UpstreamAPI
 
 
 class Client:
@@ -46,25 +47,28 @@ async def adial(host: str, port: int, timeout_s: float) -> bytes:
     return b""
 
 
-def sync(upstream: Upstream, connection: http.client.HTTPSConnection) -> None:
+def sync(upstream: Upstream, connection: http.client.HTTPSConnection, context: ssl.SSLContext) -> None:
     assert_type(upstream.connect(), Connected[socket.socket])
     assert_type(upstream.connect(socket.socket()), Connected[socket.socket])
     assert_type(upstream.connect(connection), Connected[http.client.HTTPSConnection])
     assert_type(upstream.connect(Client(), key=b"k"), Connected[Client])
     assert_type(upstream.connect(dial, key="k"), Connected[bytes])
     assert_type(upstream.connect(Built), Connected[Built])
+    assert_type(upstream.connect(OverTLS(context, "app.example")), Connected[ssl.SSLSocket])
     sock, info = upstream.connect()
     assert_type(sock, socket.socket)
     assert_type(info, Info)
-    with upstream.context() as context:
-        assert_type(context.connect(Client()), Connected[Client])
+    with upstream.context() as request:
+        assert_type(request.connect(Client()), Connected[Client])
+        assert_type(request.connect(OverTLS(context, "app.example")), Connected[ssl.SSLSocket])
     for attempt in upstream.attempts():
         with attempt as host:
             assert_type(host.port, int)
     assert_type(UpstreamAPI(upstream).add_host("p", host="a.test", port="80"), str)
 
 
-async def coroutines(upstream: Upstream) -> None:
+async def coroutines(upstream: Upstream, tls: OverTLS) -> None:
+    assert_type(await upstream.aconnect(tls), Connected[tuple[asyncio.StreamReader, asyncio.StreamWriter]])
     assert_type(await upstream.aconnect(), Connected[tuple[asyncio.StreamReader, asyncio.StreamWriter]])
     assert_type(await upstream.aconnect(socket.socket()), Connected[socket.socket])
     assert_type(await upstream.aconnect(AsyncClient()), Connected[AsyncClient])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,10 @@ from resty_upstream import NoHostAvailable, UpstreamNotFound
 from resty_upstream.contrib.django import get_upstream
 from resty_upstream.contrib.django.mail import EmailBackend
 from tests.contrib.mailhost import MailHost
-from tests.contrib.tls import AUTHORITY, NAME
-from tests.e2e.processes import Ports
+from tests.contrib.tls import AUTHORITY, NAME, certificate
 from tests.helpers import refusing
 
 BACKEND = "resty_upstream.contrib.django.mail.EmailBackend"
-
-
-def certified(*names: str) -> bytes:
-    """Key and certificate for names, as a server's file."""
-    return AUTHORITY.issue_cert(*names).private_key_and_cert_chain_pem.bytes()
-
-
-@pytest.fixture
-def start_host(tmp_path: Path, ports: Ports) -> Iterator[Callable[..., MailHost]]:
-    """Starts a mail server that is ended when the test is over."""
-    hosts: list[MailHost] = []
-
-    def start(*args: Any) -> MailHost:
-        host = MailHost(tmp_path / f"host{len(hosts)}", ports.reserve(), *args)
-        host.start()
-        hosts.append(host)
-        return host
-
-    yield start
-    for host in hosts:
-        host.process.end()
 
 
 def upstreams(*peers: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +105,7 @@ def test_certificates_are_for_email_host(
 ) -> None:
     AUTHORITY.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    foreign, host = start_host(how, certified("other.example")), start_host(how, certified(NAME))
+    foreign, host = start_host(how, certificate("other.example")), start_host(how, certificate(NAME))
     configure(foreign.options, host.options, **{option: True})
     assert send("secret") == 1
     assert (foreign.subjects, host.subjects) == ([], ["secret"])
@@ -163,8 +141,10 @@ def test_a_bad_password_is_raised_and_counts_against_nobody(
     start_host: Callable[..., MailHost], configure: Callable[..., None]
 ) -> None:
     configure(start_host().options, username="user", password="wrong")
+    backend = open_backend()
     with pytest.raises(smtplib.SMTPAuthenticationError):
-        send("1")
+        backend.send_messages([message("1")])
+    backend.close()  # which Django leaves to us then
     assert failcount(0) == 0
 
 
