@@ -66,11 +66,17 @@ def servers(lasting_servers: tuple[Postgres, Postgres]) -> tuple[Postgres, Postg
     return lasting_servers
 
 
+@pytest.fixture(scope="session")
+def spare_server(clusters: Clusters, ports: Ports) -> Postgres:
+    """See ``server``."""
+    return clusters.make(ports.reserve())
+
+
 @pytest.fixture
-def server(clusters: Clusters, ports: Ports) -> Iterator[Postgres]:
-    """A server of PostgreSQL for this test alone, to be started by it."""
-    with clusters.make(ports.reserve()) as server:
-        yield server
+def server(spare_server: Postgres) -> Iterator[Postgres]:
+    """Another server of PostgreSQL, to be started by the test as it likes."""
+    with spare_server:
+        yield spare_server
 
 
 @pytest.fixture(scope="session")

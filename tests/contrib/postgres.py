@@ -52,13 +52,20 @@ def _give(*paths: Path) -> None:
             shutil.chown(path, "postgres", "postgres")
 
 
+def directory_for_all(prefix: str) -> Path:
+    """A new directory for the data of servers; pytest's directories are for one user alone."""
+    memory = "/dev/shm"
+    is_roomy = os.path.isdir(memory) and shutil.disk_usage(memory).free > 2 * 1024**3
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=memory if is_roomy else None))
+    directory.chmod(0o755)
+    return directory
+
+
 class Clusters:
     """Makes servers; each has the role :data:`USER`, a superuser."""
 
     def __init__(self) -> None:
-        # Not below pytest's directories, which are for one user alone.
-        self._directory = Path(tempfile.mkdtemp(prefix="pg-"))
-        self._directory.chmod(0o755)
+        self._directory = directory_for_all("pg-")
         self._template = self._directory / "template"
         self._template.mkdir(0o700)
         password = self._directory / "password"

@@ -30,11 +30,11 @@ Connect = Callable[..., Awaitable[Any]]
 
 
 def over(first: dict[str, Any], second: dict[str, Any], *, timeout: int = 7000, **options: Any) -> Upstream:
-    """An upstream that goes to ``a`` as long as it can, and then to ``b``."""
+    """An upstream that goes to ``a`` as long as it can, for ``timeout`` milliseconds, and then to ``b``."""
     upstream = Upstream("memory://", **options)
     pools = {
         "p": {"timeout": timeout, "hosts": {"a": first}},
-        "q": {"timeout": timeout, "priority": 1, "hosts": {"b": second}},
+        "q": {"timeout": 7000, "priority": 1, "hosts": {"b": second}},
     }
     upstream.configure(pools)
     return upstream
@@ -108,7 +108,7 @@ async def test_a_stopped_server_is_waited_for_as_long_as_the_pool_says_and_not_w
     servers: Servers, connect: Connect
 ) -> None:
     # libpq and psycopg would take 2 s for it, and nothing would be left for the other.
-    upstream = over_both(servers, timeout=900, total_timeout=1900)
+    upstream = over_both(servers, timeout=300, total_timeout=1900)
     servers[0].signal(signal.SIGSTOP)
     connection = await connect(upstream, connect_timeout=1)
     assert connection.upstream_info.host.id == "b"
@@ -117,7 +117,7 @@ async def test_a_stopped_server_is_waited_for_as_long_as_the_pool_says_and_not_w
 
 async def test_a_host_that_does_not_even_accept_is_left_in_time(servers: Servers, connect: Connect) -> None:
     with hanging() as options:
-        upstream = over(options, servers[1].options, timeout=900, total_timeout=1900)
+        upstream = over(options, servers[1].options, timeout=300, total_timeout=1900)
         assert (await connect(upstream)).upstream_info.host.id == "b"
     assert failures(upstream) == (1, 0)
 
@@ -558,7 +558,7 @@ async def test_hosts_that_failed_leave_no_socket_behind(
     start_peer: Callable[..., Peer], servers: Servers, connect: Connect
 ) -> None:
     silence = Silence()
-    upstream = over(start_peer(silence).options, servers[1].options, timeout=900)
+    upstream = over(start_peer(silence).options, servers[1].options, timeout=300)
     connection = await connect(upstream)
     assert connection.upstream_info.host.id == "b"
     wait_until(lambda: silence.total and not silence.open, "the socket is closed")

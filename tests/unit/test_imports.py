@@ -27,6 +27,7 @@ PUBLIC = {
     for name in (
         "asgi",
         "cli",
+        "clients.mysql",
         "clients.psycopg",
         "clients.pymemcache",
         "clients.redis",
