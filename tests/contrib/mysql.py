@@ -50,12 +50,22 @@ class DataDirectories:
     def __init__(self) -> None:
         self._directory = directory_for_all("my-")
         self._template = self._directory / "template"
+        self._tmp = self._directory / "tmp"  # those in /tmp take each other's files
+        self._tmp.mkdir()
+        self._tmp.chmod(0o1777)
         self._sql = self._directory / "users.sql"
         self._sql.write_text(_SQL)
         options = [f"--{name}={_OPTIONS[name]}" for name in ("innodb-data-file-path", "innodb-log-file-size")]
         users = ["--user=mysql"] if os.getuid() == 0 else []
         quiet = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]
-        command = ["mariadb-install-db", *quiet, *users, *options, f"--datadir={self._template}"]
+        command = [
+            "mariadb-install-db",
+            *quiet,
+            *users,
+            *options,
+            f"--datadir={self._template}",
+            f"--tmpdir={self._tmp}",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
         self._count = 0
 
@@ -104,6 +114,7 @@ class Mysql:
             "pid-file": str(self.directory / "pid"),
             "port": str(self.port),
             "socket": str(self.socket),
+            "tmpdir": str(self.directory),
             **{name.replace("_", "-"): value for name, value in options.items()},
         }
         as_mysql = (
