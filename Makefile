@@ -18,7 +18,7 @@ DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 # Tests wait a lot, so two processes do not need two cores to themselves.
 IN_PARALLEL := --numprocesses 2 --dist worksteal
 
-# What the tests run besides Python, and PostgreSQL; the packages of Debian and Ubuntu are named like the commands.
+# What the tests run besides Python and databases; the packages of Debian and Ubuntu are named like the commands.
 COMMANDS := bash fish memcached redis-server zsh
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
@@ -83,6 +83,7 @@ $(DEMO_STAMP): | python
 commands:
 	@missing() { \
 	    for name in $(COMMANDS); do command -v $$name >/dev/null || echo $$name; done; \
+	    { command -v mariadbd || command -v /usr/sbin/mariadbd; } >/dev/null || echo mariadb-server; \
 	    { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 || echo postgresql; \
 	}; \
 	names=$$(missing); \

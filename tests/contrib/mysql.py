@@ -10,8 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 from tests.contrib.postgres import directory_for_all
 from tests.e2e.processes import Process, wait_until
 
@@ -34,14 +32,14 @@ _OPTIONS = {
 }
 
 
-def require_mariadb() -> None:
-    """The module is skipped where MariaDB, or a driver for it, is not installed."""
-    if shutil.which("mariadbd") is None or shutil.which("mariadb-install-db") is None:
-        pytest.skip("MariaDB is not installed", allow_module_level=True)
+def find_driver() -> None:
+    """Django's engine imports MySQLdb: that is mysqlclient, or PyMySQL under its name."""
     try:
-        import MySQLdb  # noqa: F401 - which is mysqlclient
+        import MySQLdb  # noqa: F401
     except ImportError:
-        pytest.importorskip("pymysql", reason="there is no driver for MySQL").install_as_MySQLdb()
+        import pymysql
+
+        pymysql.install_as_MySQLdb()
 
 
 class DataDirectories:

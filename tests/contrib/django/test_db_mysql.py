@@ -16,11 +16,11 @@ from django.test import override_settings
 
 from resty_upstream import NoHostAvailable
 from resty_upstream.contrib.django import get_upstream
-from tests.contrib.mysql import LOGIN, DataDirectories, Mysql, require_mariadb
+from tests.contrib.mysql import LOGIN, DataDirectories, Mysql, find_driver
 from tests.e2e.processes import Ports
 from tests.helpers import Peer, health, refusing
 
-require_mariadb()
+find_driver()
 
 Servers = tuple[Mysql, Mysql]
 Connect = Callable[..., Any]
