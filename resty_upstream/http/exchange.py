@@ -38,7 +38,7 @@ _MOST_STALE: Final = 3
 class Progress:
     """How far a request got on a connection; whoever has the connection in hand writes it down."""
 
-    __slots__ = ("answered", "is_fresh", "sent", "until")
+    __slots__ = ("answered", "is_fresh", "is_late", "sent", "until")
 
     def __init__(self, until: float = math.inf) -> None:
         self.is_fresh = False
@@ -47,6 +47,8 @@ class Progress:
         """Whether any of it may have been sent."""
         self.answered = False
         """Whether anything came back."""
+        self.is_late = False
+        """Whether the deadline was over before an answer was waited for: sending took too long."""
         self.until = until
         """When the head of the answer must be there, by ``time.monotonic``."""
 
@@ -54,7 +56,9 @@ class Progress:
         """The timeout of one read: a host that sends a byte now and then is not to take for ever."""
         if self.until == math.inf:
             return timeout_s
-        left_s = max(self.until - time.monotonic(), 0.001)
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            self.is_late, left_s = True, 0.001
         return left_s if timeout_s is None or left_s < timeout_s else timeout_s
 
 
@@ -143,8 +147,8 @@ class Exchange(Attempts):
         read_s = attempt.pool.read_timeout_s
         took_s = self.now() - attempt.began
         # One that sends a byte now and then takes as long as it likes.
-        was_paused = not self.progress.answered and took_s > 2 * (attempt.timeout_s + read_s) + 1.0
-        if self._limit == "deadline" or was_paused:
+        is_ours = self.progress.is_late or took_s > 2 * (attempt.timeout_s + read_s) + 1.0
+        if self._limit == "deadline" or (is_ours and not self.progress.answered):
             return Excused(error, next_host=True)
         bad = BadAnswer(f"no answer within {read_s:g} s", answered=False)
         bad.__cause__ = error

@@ -42,6 +42,7 @@ Context = Callable[[], ssl.SSLContext]
 
 _ONCE: Final = Retry(total=False, redirect=False, respect_retry_after_header=False)
 _BROKEN: Final = (errors.ProtocolError, errors.ReadTimeoutError, errors.SSLError)
+_FOUND: Final = 64
 _PIECE: Final = 65_536
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -320,7 +321,7 @@ class _Peers:
         wanted = (attempt.target, asked.scheme, asked.host, asked.tls)
         peer = self._found.get(wanted)
         if peer is None:
-            if len(self._found) > 64 and len(self._found) > 2 * len(self._peers):
+            if len(self._found) >= max(_FOUND, 4 * len(attempt.pool.hosts)):
                 self._forget()
             peer = self._found[wanted] = self._make(attempt, asked)
         return peer

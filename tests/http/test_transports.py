@@ -323,6 +323,19 @@ def test_the_deadline_is_for_all_attempts(opened: Opened, serve: Serve) -> None:
                 server.received.clear()
 
 
+def test_an_upload_that_takes_too_long_is_no_failure_of_the_host(opened: Opened, serve: Serve) -> None:
+    def body() -> Iterator[bytes]:
+        yield b"one"
+        time.sleep(0.4)
+        yield b"two"
+
+    (a,) = serve("a")
+    upstream = Upstream("memory://", pools={"p": pool(a)}, total_timeout=200)
+    with opened(upstream) as client, contextlib.suppress(*_tuple(client.error)):
+        client.request("POST", "/hang", content=body())
+    assert not fails(upstream)
+
+
 def test_the_callers_own_timeout_counts_for_nothing(opened: Opened, serve: Serve) -> None:
     a, b = serve("a", "b")
     upstream = upstream_of(a, b)
