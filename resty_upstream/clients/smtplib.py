@@ -65,7 +65,7 @@ class UpstreamSMTP(smtplib.SMTP):
         for context in (tls, starttls):
             if context is not None:
                 OverTLS(context, server_hostname or "a.host")  # which says what is wrong with them
-        if not timeout > 0:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         super().__init__(local_hostname=local_hostname, timeout=timeout)
         self._upstream = upstream

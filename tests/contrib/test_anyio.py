@@ -30,7 +30,7 @@ from tests.contrib.tls import (
     reset,
     trusting,
 )
-from tests.e2e.processes import Ports, Process, python, wait_until
+from tests.e2e.processes import ROOT, Ports, Process, python, wait_until
 from tests.helpers import Peer, hanging, refusing
 
 StartPeer = Callable[..., Peer]
@@ -151,6 +151,31 @@ async def test_cancelled_at_any_point_nothing_is_left_open_and_nothing_counts(
 
     assert await cancel_at_every_point(begin, close, check) >= 3
     assert fails(upstream, 1) == 0
+
+
+_CALLS = """
+from typing import assert_type
+
+from anyio.abc import SocketStream
+from anyio.streams.tls import TLSStream
+
+from resty_upstream import Connected, OverTLS, Upstream
+from resty_upstream.contrib.anyio import anyio_stream
+
+
+async def use(upstream: Upstream, tls: OverTLS) -> None:
+    assert_type(await upstream.aconnect(anyio_stream()), Connected[SocketStream])
+    assert_type(await upstream.aconnect(anyio_stream(tls)), Connected[TLSStream])
+    anyio_stream(standard_compatible=False)  # type: ignore[call-overload]
+"""
+
+
+def test_a_checker_knows_what_stream_it_is(tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text(_CALLS)
+    command = python("-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", "calls.py")
+    env = {"MYPYPATH": str(ROOT), "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_something_else_than_over_tls_is_a_type_error() -> None:

@@ -214,8 +214,9 @@ def test_what_cannot_work_is_said_at_once(start_peer: StartPeer) -> None:
     upstream = in_order(peer.options)
     with pytest.raises(ValueError, match="exclude each other"):
         UpstreamSMTP(upstream, NAME, tls=trusting(), starttls=trusting())
-    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, not 0"):
-        UpstreamSMTP(upstream, timeout=0)
+    for timeout in (0, -1, None, float("nan"), True):
+        with pytest.raises(ValueError, match=f"timeout must be a number of seconds above 0, not {timeout}"):
+            UpstreamSMTP(upstream, timeout=timeout)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"context must be an ssl\.SSLContext, not bool"):
         UpstreamSMTP(upstream, NAME, starttls=True)  # type: ignore[arg-type]
     assert peer.hits == 0
