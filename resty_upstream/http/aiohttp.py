@@ -27,7 +27,7 @@ from resty_upstream.aconnectors import open_socket
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.exchange import Exchange, Progress
+from resty_upstream.http.exchange import Exchange, Progress, culprit
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
@@ -515,7 +515,7 @@ class UpstreamMiddleware:
                     return response
                 if not exchange.may_go_on():
                     if kept is None:
-                        raise _error_of(attempt)
+                        raise culprit(attempt) or aiohttp.ClientConnectionError("failed")
                     break
         except NoHostAvailable as error:
             if kept is None:
@@ -577,16 +577,6 @@ def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> N
         exchange.land()
 
     connection.add_callback(ended)
-
-
-def _error_of(attempt: Attempt) -> Exception:
-    """What to raise for an attempt after which no other host may be asked."""
-    error: BaseException | None = attempt.error
-    if isinstance(error, Excused):
-        error = error.error
-    elif isinstance(error, BadAnswer):
-        error = error.__cause__
-    return error if isinstance(error, Exception) else aiohttp.ClientConnectionError("failed")
 
 
 def upstream_of(response: ClientResponse) -> Info:

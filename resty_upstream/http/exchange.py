@@ -9,7 +9,7 @@ A transport is this loop::
             if not exchange.is_bad(attempt, answer.status, answer.headers):
                 return answer
             kept = answer
-            raise exchange.bad_status(answer.status)
+            raise BadAnswer(f"status {answer.status}")
         if not exchange.may_go_on():
             ...  # what was kept, or the attempt's error
 """
@@ -204,6 +204,16 @@ class Exchange(Attempts):
             self._flight.land()
 
 
+def culprit(attempt: Attempt) -> Exception | None:
+    """The client's own error of an attempt after which no other host may be asked."""
+    error = attempt.error
+    if isinstance(error, Excused):
+        error = error.error
+    elif isinstance(error, BadAnswer):
+        error = error.__cause__
+    return error if isinstance(error, Exception) else None
+
+
 def _is_known(error: Exception, attempt: Attempt) -> bool:
     return not _reason(error, attempt).startswith("unclassified")
 
@@ -213,4 +223,5 @@ def _reason(error: Exception, attempt: Attempt) -> str:
 
 
 def _brief(error: Exception, attempt: Attempt) -> str:
-    return _reason(error, attempt) if _is_known(error, attempt) else f"{type(error).__name__}: {error}"[:120]
+    reason = _reason(error, attempt)
+    return f"{type(error).__name__}: {error}"[:120] if reason.startswith("unclassified") else reason

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.exchange import Exchange, Progress
+from resty_upstream.http.exchange import Exchange, Progress, culprit
 
 if TYPE_CHECKING:
     from resty_upstream.selection import Target
@@ -378,12 +378,8 @@ class _Engine:
 
 def _error_of(library: Library, attempt: Attempt) -> Exception:
     """What to raise for an attempt after which no other host may be asked."""
-    error = attempt.error
-    if isinstance(error, Excused):
-        error = error.error
-    elif isinstance(error, BadAnswer):
-        error = error.__cause__
-    return library.translated(error) if isinstance(error, Exception) else library.hx.TransportError("failed")
+    error = culprit(attempt)
+    return library.hx.TransportError("failed") if error is None else library.translated(error)
 
 
 class SyncEngine(_Engine):

@@ -31,7 +31,7 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
 from resty_upstream.context import RequestContext
-from resty_upstream.http.exchange import Exchange, Progress
+from resty_upstream.http.exchange import Exchange, Progress, culprit
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
@@ -501,7 +501,7 @@ class Engine:
                     raise BadAnswer(f"status {response.status}")
                 if not exchange.may_go_on():
                     if kept is None:
-                        raise _error_of(attempt)
+                        raise culprit(attempt) or errors.ProtocolError("failed")
                     break
         except ours.NoHostAvailable:
             if kept is None:
@@ -556,16 +556,6 @@ class Engine:
         peers, self._peers = self._peers, None
         if peers is not None and peers.pid == os.getpid():
             peers.close()
-
-
-def _error_of(attempt: Attempt) -> Exception:
-    """What to raise for an attempt after which no other host may be asked."""
-    error = attempt.error
-    if isinstance(error, Excused):
-        error = error.error
-    elif isinstance(error, BadAnswer):
-        error = error.__cause__
-    return error if isinstance(error, Exception) else errors.ProtocolError("failed")
 
 
 @functools.cache
