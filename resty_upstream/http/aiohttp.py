@@ -27,7 +27,7 @@ from resty_upstream.aconnectors import open_socket
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.exchange import Exchange, Progress, culprit
+from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
@@ -547,12 +547,12 @@ async def _ask(
         try:
             response = await handler(request)
         except TimeoutError as error:
-            raise sending.judged_timeout(error) from error
+            raise_judged(sending.judged_timeout(error), error)
         except (OSError, aiohttp.ClientError) as error:
             if not sending.is_of_network(error):
                 raise Excused(error) from error
             if not exchange.is_stale():
-                raise exchange.judged(attempt, error) from error
+                raise_judged(exchange.judged(attempt, error), error)
             sending.afresh = True
         else:
             if sending.protocol is not None and response.connection is not None:

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping
 from random import random
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
 from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
@@ -127,7 +127,7 @@ class Exchange(Attempts):
         return not progress.is_fresh and not progress.answered
 
     def judged(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> Exception:
-        """What to raise inside the attempt for an error of the client that came from the network.
+        """What :func:`raise_judged` is to raise for an error of the client that came from the network.
 
         :param timed_out: whether it is a timeout of the client's.
         """
@@ -137,9 +137,7 @@ class Exchange(Attempts):
             return self._judged_timeout(attempt, error)
         if self._was_stale() and self._stale <= _MOST_STALE:
             return Excused(error)
-        bad = BadAnswer(_brief(error, attempt))
-        bad.__cause__ = error
-        return bad
+        return BadAnswer(_brief(error, attempt))
 
     def _judged_timeout(self, attempt: Attempt, error: Exception) -> Exception:
         if self._limit == "caller":
@@ -150,9 +148,7 @@ class Exchange(Attempts):
         is_ours = self.progress.is_late or took_s > 2 * (attempt.timeout_s + read_s) + 1.0
         if self._limit == "deadline" or (is_ours and not self.progress.answered):
             return Excused(error, next_host=True)
-        bad = BadAnswer(f"no answer within {read_s:g} s", answered=False)
-        bad.__cause__ = error
-        return bad
+        return BadAnswer(f"no answer within {read_s:g} s", answered=False)
 
     # ── what was answered ─────────────────────────────────────────────────────────────────────
 
@@ -202,6 +198,13 @@ class Exchange(Attempts):
             settled.observe_success(self.context, self.now())
         if self._flight is not None:
             self._flight.land()
+
+
+def raise_judged(judged: Exception, error: Exception) -> NoReturn:
+    """Raise, inside the attempt, what an error of the client was judged to be; none is its own cause."""
+    if judged is error:
+        raise error
+    raise judged from error
 
 
 def culprit(attempt: Attempt) -> Exception | None:

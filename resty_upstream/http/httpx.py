@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.exchange import Exchange, Progress, culprit
+from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from resty_upstream.selection import Target
@@ -436,9 +436,9 @@ class SyncEngine(_Engine):
                     answer = peer.pool.handle_request(prepared)
                 except library.of_network as error:
                     if isinstance(error, library.core.TimeoutException):
-                        raise exchange.judged(attempt, error, timed_out=True) from error
+                        raise_judged(exchange.judged(attempt, error, timed_out=True), error)
                     if not exchange.is_stale():
-                        raise exchange.judged(attempt, error) from error
+                        raise_judged(exchange.judged(attempt, error), error)
                 except library.others as error:
                     raise Excused(error) from error
                 else:
@@ -511,9 +511,9 @@ class AsyncEngine(_Engine):
                     answer = await peer.pool.handle_async_request(prepared)
                 except library.of_network as error:
                     if isinstance(error, library.core.TimeoutException):
-                        raise exchange.judged(attempt, error, timed_out=True) from error
+                        raise_judged(exchange.judged(attempt, error, timed_out=True), error)
                     if not exchange.is_stale():
-                        raise exchange.judged(attempt, error) from error
+                        raise_judged(exchange.judged(attempt, error), error)
                 except library.others as error:
                     raise Excused(error) from error
                 else:

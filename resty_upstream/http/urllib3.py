@@ -31,7 +31,7 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
 from resty_upstream.context import RequestContext
-from resty_upstream.http.exchange import Exchange, Progress, culprit
+from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
@@ -545,7 +545,7 @@ class Engine:
             except errors.HTTPError as error:
                 timed_out = _is_timeout(error)
                 if timed_out or not exchange.is_stale():
-                    raise exchange.judged(attempt, error, timed_out=timed_out) from error
+                    raise_judged(exchange.judged(attempt, error, timed_out=timed_out), error)
                 cast("_Idle", peer.pool).clear()  # for a new one
             else:
                 exchange.progress.until = math.inf

@@ -130,6 +130,8 @@ def test_errors_are_the_clients_own(server: Server, name: str) -> None:
             client.post("/")
     assert isinstance(none.value, NoHostAvailable)
     assert isinstance(none.value.__cause__, Exception)
+    assert none.value.__cause__.__cause__ is not none.value.__cause__
+    assert isinstance(none.value.__cause__.__context__, ConnectionRefusedError)
 
 
 def test_a_request_of_another_library_is_refused(server: Server) -> None:
