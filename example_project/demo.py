@@ -1,4 +1,4 @@
-"""The whole example in one command: three back ends, the site in two workers, and what happens to them.
+"""The whole example in one command: three back ends, two Redis servers, the site, and what happens to them.
 
 It prints what to try in a second terminal; Ctrl-C ends everything that it started.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import http.client
 import io
+import itertools
 import os
 import shlex
 import shutil
@@ -18,16 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from resty_upstream import Upstream
 from resty_upstream.cli import Watcher
 
 from .site import settings
+from .site.checks import ping
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("a", "b", "c")
+REDIS_NAMES = ("r1", "r2")
+REDIS_PORTS = (6381, 6382)
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 6.0
 POLL_S = 0.2
@@ -104,10 +109,14 @@ class Child:
 class Demo:
     """Everything that one run of the demo started."""
 
-    def __init__(self, directory: Path, store: str, ports: dict[str, int], site_port: int) -> None:
+    def __init__(
+        self, directory: Path, store: str, ports: dict[str, int], redis_ports: dict[str, int], site_port: int
+    ) -> None:
         self.directory = directory
         self.store = store
         self.ports = ports
+        self.redis_ports = redis_ports
+        """Empty where there is no Redis."""
         self.site_port = site_port
         self.children: list[Child] = []
 
@@ -117,24 +126,34 @@ class Demo:
         return {
             "DJANGO_SETTINGS_MODULE": settings.__name__,  # a shell may hold those of another project
             "EXAMPLE_STORE": self.store,
-            "EXAMPLE_BACKEND_PORTS": ",".join(str(self.ports[name]) for name in NAMES),
+            "EXAMPLE_BACKEND_PORTS": ",".join(map(str, self.ports.values())),
+            "EXAMPLE_REDIS_PORTS": ",".join(map(str, self.redis_ports.values())),
         }
 
     def start(self, stop: StopRequest) -> None:
         """Start all and wait until they answer; StartFailed with the output of the one that does not."""
-        waiting = [
-            (self._start_child(f"back end {name}", backend_command(name, port)), port, "/stats")
-            for name, port in self.ports.items()
-        ]
-        waiting.append((self._start_child("the site", site_command(self.site_port)), self.site_port, "/raw"))
-        for child, port, path in waiting:
-            wait_until_answers(child, port, path, stop)
+        for child, answers in list(self._start_children()):
+            wait_until_answers(child, answers, stop)
+
+    def _start_children(self) -> Iterator[tuple[Child, Callable[[], bool]]]:
+        """Each with what tells whether it answers."""
+        for name, port in self.ports.items():
+            child = self._start_child(f"back end {name}", backend_command(name, port))
+            yield child, functools.partial(answers_http, port, "/stats")
+        for name, port in self.redis_ports.items():
+            child = self._start_child(f"Redis {name}", redis_command(port, self.directory))
+            yield child, functools.partial(answers_ping, port)
+        child = self._start_child("the site", site_command(self.site_port))
+        yield child, functools.partial(answers_http, self.site_port, "/raw")
 
     def _start_child(self, title: str, command: Sequence[str]) -> Child:
         output = self.directory / f"{title.replace(' ', '-')}.log"
         child = Child(title, command, self.environment, output)
         self.children.append(child)
         return child
+
+    def pid_of(self, title: str) -> int:
+        return next(child.pid for child in self.children if child.title == title)
 
     def stop(self) -> None:
         for child in self.children:
@@ -146,19 +165,32 @@ class Demo:
     def follow(self, stop: StopRequest) -> None:
         """Print a line for each change, by whichever process, until stopped."""
         running = list(self.children)
-        watcher = Watcher(Upstream(self.store))
-        watcher.look()
+        names = ["default", "cache"] if self.redis_ports else ["default"]
+        watchers = [Watcher(Upstream(self.store, id=name)) for name in names]
         while not stop.made:
-            time.sleep(POLL_S)
             for child in [child for child in running if child.ended()]:
                 running.remove(child)
                 say(f"{child.title} (pid {child.pid}) has ended: {child.ended()}")
-            for event in watcher.look():
-                say(str(event))
+            for event in itertools.chain.from_iterable(map(news, watchers)):
+                say(event)
+            time.sleep(POLL_S)
+
+
+def news(watcher: Watcher) -> list[str]:
+    """What happened since the last look; nothing until the upstream was seen."""
+    is_known = watcher.now is not None
+    events = watcher.look()
+    return list(map(str, events)) if is_known else []
 
 
 def backend_command(name: str, port: int) -> list[str]:
     return [sys.executable, "-m", "example_project.backend", "--port", str(port), "--name", name]
+
+
+def redis_command(port: int, directory: Path) -> list[str]:
+    """A Redis that keeps everything in memory."""
+    options = {"port": str(port), "bind": "127.0.0.1", "save": "", "dir": str(directory), "loglevel": "warning"}
+    return ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
 def site_command(port: int) -> list[str]:
@@ -166,7 +198,7 @@ def site_command(port: int) -> list[str]:
     return [sys.executable, "-m", "gunicorn", "-c", configuration, "--bind", f"127.0.0.1:{port}"]
 
 
-def wait_until_answers(child: Child, port: int, path: str, stop: StopRequest) -> None:
+def wait_until_answers(child: Child, answers: Callable[[], bool], stop: StopRequest) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not stop.made:
         if ending := child.ended():
@@ -175,12 +207,12 @@ def wait_until_answers(child: Child, port: int, path: str, stop: StopRequest) ->
             raise StartFailed(
                 f"{child.title} did not answer in {START_TIMEOUT_S:.0f} s. It printed:\n\n{child.printed()}"
             )
-        if answers(port, path):
+        if answers():
             return
         time.sleep(0.05)
 
 
-def answers(port: int, path: str) -> bool:
+def answers_http(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
     try:
         connection.request("GET", path)
@@ -189,6 +221,13 @@ def answers(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def answers_ping(port: int) -> bool:
+    try:
+        return ping("127.0.0.1", port, timeout_s=2.0)
+    except OSError:
+        return False
 
 
 def free_ports(wanted: Sequence[int]) -> list[int]:
@@ -212,7 +251,7 @@ def say(line: str) -> None:
 def instructions(demo: Demo) -> str:
     address = f"http://127.0.0.1:{demo.site_port}"
     upstream = f"{shlex.quote(sys.executable)} example_project/manage.py upstream"
-    pid_a = demo.children[0].pid
+    pid_a = demo.pid_of("back end a")
     again = shlex.join(backend_command("a", demo.ports["a"]))
     exports = "\n".join(f"     export {name}={shlex.quote(value)}" for name, value in demo.environment.items())
     running = "\n".join(f"     {child.title}: pid {child.pid}, log {child.output}" for child in demo.children)
@@ -255,10 +294,36 @@ In a second terminal:
      {upstream} list
      {upstream} watch
 
-Ctrl-C here ends what this command started; what you started in step 5 is yours: kill $!
+{redis_instructions(demo, address, upstream) if demo.redis_ports else NO_REDIS}
+
+Ctrl-C here ends what this command started; what you started yourself is yours: see `jobs`, and kill %1
 
 What happens to the hosts:
 """
+
+
+NO_REDIS = """\
+There is no redis-server on this machine, so the page /cache is left out: to see Redis fail over, too, install it
+(Debian and Ubuntu: apt-get install redis-server, macOS: brew install redis) and start the demo again."""
+
+
+def redis_instructions(demo: Demo, address: str, upstream: str) -> str:
+    again = shlex.join(redis_command(demo.redis_ports["r1"], demo.directory))
+    return f"""\
+  10. Count visits in Redis, the upstream named cache: r1 counts, r2 stands by. In a browser: {address}/cache
+     while sleep 0.2; do curl -s {address}/count; echo; done
+
+  11. Kill Redis r1. The visits go on at r2, which has a count of its own:
+     kill -9 {demo.pid_of("Redis r1")}
+
+  12. Start it again. Within some seconds a check finds it up; the connections to r2 stay while they work:
+     {again} &
+
+  13. Kill Redis r2. The visits go on at r1:
+     kill -9 {demo.pid_of("Redis r2")}
+
+  14. See its pools and hosts as all workers do:
+     {upstream} list --upstream cache"""
 
 
 def run(store: str | None, site_port: int) -> int:
@@ -268,11 +333,13 @@ def run(store: str | None, site_port: int) -> int:
     directory = Path(tempfile.mkdtemp(prefix="resty-upstream-demo-")).resolve()
     demo: Demo | None = None
     try:
-        site_port, *ports = free_ports([site_port, *settings.BACKEND_PORTS])
+        wanted = (settings.REDIS_PORTS or REDIS_PORTS) if shutil.which("redis-server") else ()
+        site_port, a, b, c, *redis_ports = free_ports([site_port, *settings.BACKEND_PORTS, *wanted])
         demo = Demo(
             directory=directory,
             store=store or f"sqlite://{directory}/upstreams.db",
-            ports=dict(zip(NAMES, ports, strict=True)),
+            ports=dict(zip(NAMES, (a, b, c), strict=True)),
+            redis_ports=dict(zip(REDIS_NAMES, redis_ports, strict=False)),  # none where there is no Redis
             site_port=site_port,
         )
         demo.start(stop)
@@ -286,7 +353,7 @@ def run(store: str | None, site_port: int) -> int:
         if demo is not None:
             demo.stop()
         shutil.rmtree(directory, ignore_errors=True)
-    print("Stopped: the site and its back ends.")
+    print("Stopped all that this command started.")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.urls import path
 
 from . import views
@@ -13,3 +14,11 @@ urlpatterns = [
     path("client", views.client),
     path("async", views.asynchronous),
 ]
+
+if settings.REDIS_PORTS:
+    from . import redis_views
+
+    urlpatterns += [
+        path("cache", redis_views.page, name="cache"),
+        path("count", redis_views.count),
+    ]
