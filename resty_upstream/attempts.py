@@ -284,7 +284,6 @@ class Attempts(Iterator[Attempt]):
 
     __slots__ = (
         "_choices",
-        "_current",
         "_deadline",
         "_key",
         "_snapshot",
@@ -306,14 +305,12 @@ class Attempts(Iterator[Attempt]):
         self.done = False
         self.answered_badly = False
         self._choices: Iterator[Choice] | None = None
-        self._current: Attempt | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Attempt:
-        attempt = self._first() if self._current is None and not self.done else self._another()
-        self._current = attempt
+        attempt = self._another() if self.log or self.done else self._first()
         self.log.append(attempt)
         return attempt
 
@@ -337,7 +334,9 @@ class Attempts(Iterator[Attempt]):
         plan = snapshot.untroubled
         if plan is not None and not context.failed:
             # Nothing to consider: what `choices` would offer first, without making it.
-            target = plan.pick(self._work_out_key, _NONE_TRIED)
+            method = plan.method
+            key = self._work_out_key(plan.pool) if method.uses_key else None
+            target: Any = method.pick(key, _NONE_TRIED)  # a method is built with targets and picks one of them
             if target is not None:
                 return Attempt(self, target, now, total_s)
         return self._another()
@@ -345,13 +344,12 @@ class Attempts(Iterator[Attempt]):
     def _another(self) -> Attempt:
         if self.done:
             raise StopIteration
-        current = self._current
-        if current is not None and not current.outcome:
+        if self.log and not self.log[-1].outcome:
             raise RuntimeError("each attempt must be used as a context manager: `with attempt as host:`")
         now = self.now()
         left_s = self._deadline - now
         if self._choices is None:
-            self._choices = self._remaining(set() if current is None else {current.target})
+            self._choices = self._remaining({attempt.target for attempt in self.log})
         choice = next(self._choices, None) if left_s > 0 else None
         if choice is None:
             self._give_up(deadline_over=left_s <= 0)

@@ -47,7 +47,9 @@ _active: ContextVar[tuple[RequestContext, ...]] = ContextVar("resty_upstream", d
 def active(upstream: Upstream) -> RequestContext | None:
     """The innermost context of ``upstream`` that was entered here."""
     entered = _active.get()
-    for context in reversed(entered) if entered else ():
+    if not entered:
+        return None
+    for context in reversed(entered):
         if context.upstream is upstream:
             return context
     return None
@@ -85,6 +87,11 @@ class RequestContext:
         self.upstream = upstream
         self._key = key
         self._visitor = visitor
+
+    @property
+    def current_context(self) -> Self:
+        """Itself: where an upstream will do, so will a context of it."""
+        return self
 
     def key(self, pool: Pool) -> Key | None:
         """The request's key for a pool whose method hashes it: what was given, or what the pool goes by."""

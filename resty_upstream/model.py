@@ -237,11 +237,10 @@ class Pool(Struct, frozen=True, kw_only=True):
         """``timeout`` in seconds."""
         return self.timeout / 1000
 
-    def is_failure(self, host: Host, status: int) -> bool:
-        """Whether an answer of that status to a request of HTTP is a failure of the host."""
+    def status_codes_of(self, host: Host) -> tuple[str, ...]:
+        """The masks of statuses with which a host of this pool fails."""
         own = host.healthcheck.status_codes if host.healthcheck else None
-        masks = self.status_codes if own is None else own
-        return bool(masks) and is_one_of(status, masks)
+        return self.status_codes if own is None else own
 
     @property
     def read_timeout_s(self) -> float:

@@ -207,6 +207,8 @@ class Replica:
         # No property: every request asks, and that would cost as much as all else that a middleware does.
         self.asks_visitors = EMPTY.asks_visitors
         """Whether pools go by who makes a request, as far as this process knows: the store is not looked at."""
+        self.is_loaded = False
+        """Whether :meth:`snapshot` has something to give without opening the store."""
         self._secret = b""
         self._trouble: StoreError | None = None
         self._complaints: set[str] = set()
@@ -247,11 +249,6 @@ class Replica:
         self.is_checked = self.is_checked or _are_checked(definition.pools)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether :meth:`snapshot` has something to give without opening the store."""
-        return self._snapshot is not EMPTY
 
     @property
     def secret(self) -> bytes:
@@ -364,7 +361,7 @@ class Replica:
             states = self._with_queue({*changed, *queued, *self._on_top})
             self._snapshot = update(self._snapshot, states, random=self._random, secret=secret, now=self.now)
         self._secret, self._on_top = secret, queued
-        self.asks_visitors = self._snapshot.asks_visitors
+        self.asks_visitors, self.is_loaded = self._snapshot.asks_visitors, True
 
     def _show_queued(self, keys: Iterable[str]) -> None:
         """Let what is queued of these hosts work in this process."""

@@ -52,8 +52,10 @@ class Target:
         "parsed",
         "pool",
         "quiet",
+        "read_timeout_s",
         "spotless",
         "state",
+        "status_codes",
         "timeout_s",
         "weight",
     )
@@ -67,6 +69,9 @@ class Target:
         self.id = host.id
         self.weight = host.weight
         self.timeout_s = pool.timeout_s
+        self.read_timeout_s = pool.read_timeout_s
+        self.status_codes = pool.status_codes_of(host)
+        """The masks of statuses with which the host fails, for requests of HTTP."""
         self.available = state.up
         self.failed = state.failed
         self.due_at = state.due_at

@@ -14,7 +14,6 @@ import select
 import ssl
 import time
 from collections.abc import Awaitable, Collection, Coroutine
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiohttp
@@ -25,7 +24,6 @@ from aiohttp.http import HttpProcessingError
 
 from resty_upstream.aconnectors import open_socket
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
-from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
     from resty_upstream.attempts import Info
+    from resty_upstream.context import RequestContext
     from resty_upstream.model import Pool
     from resty_upstream.upstream import Upstream
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     Key = tuple[str, int, str, Tls]
     """Of connections that are as good as each other: host and port, and the name and kind of TLS."""
 
-_ANSWERED_BY: Final = "_resty_upstream"
+_OURS: Final = "_resty_upstream"
 _TICK_S: Final = 0.001
 _SENT_AGAIN_BY_SESSIONS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -98,9 +97,6 @@ class _Sending:
         return type(error) is not aiohttp.ClientConnectionError
 
 
-_sending: ContextVar[_Sending | None] = ContextVar("resty_upstream.http.aiohttp", default=None)
-
-
 # ── connections ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,7 +145,10 @@ class _Protocol(ResponseHandler):
         self._is_written = False
         self._is_asked = is_asked
         self._read_s = read_s
-        self._wait_for_host()
+        if is_asked:
+            self._wait_for_host()
+        else:
+            self._wait(math.inf)
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
@@ -157,7 +156,7 @@ class _Protocol(ResponseHandler):
         self.content = content
         if self.upgraded:
             self._deadline = math.inf  # a WebSocket has timeouts of its own
-        elif not self._is_held:
+        elif not self._is_held and not content.is_eof():
             self._wait_for_host()
 
     def rest(self) -> None:
@@ -430,8 +429,8 @@ class UpstreamConnector(aiohttp.TCPConnector):
         self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
     ) -> Coroutine[Any, Any, Connection]:
         """Called by the session."""
-        sending = _sending.get()
-        if sending is None or sending.request is not req:
+        sending: _Sending | None = req.__dict__.get(_OURS)
+        if sending is None:
             return super().connect(req, traces, timeout)
         return self._to_hosts.connect(sending, traces, timeout)
 
@@ -488,9 +487,7 @@ class UpstreamMiddleware:
             )
         if request.proxy is not None:
             request.update_proxy(None, None, None)
-        upstream = self._upstream
-        context = upstream if isinstance(upstream, RequestContext) else upstream.current_context
-        return self._send(request, handler, context)
+        return self._send(request, handler, self._upstream.current_context)
 
     async def _send(
         self, request: ClientRequest, handler: ClientHandlerType, context: RequestContext
@@ -539,11 +536,10 @@ async def _ask(
     exchange: Exchange, attempt: Attempt, request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
     """One host's answer."""
-    sending = _Sending(request, exchange, attempt)
+    sending = request.__dict__[_OURS] = _Sending(request, exchange, attempt)
     while True:
         if sending.afresh or len(exchange.log) > 1:
             request.update_expect_continue()  # if it waits for a "100 Continue", then for another
-        token = _sending.set(sending)
         try:
             response = await handler(request)
         except TimeoutError as error:
@@ -557,10 +553,8 @@ async def _ask(
         else:
             if sending.protocol is not None and response.connection is not None:
                 sending.protocol.receive(response.content)
-            response.__dict__[_ANSWERED_BY] = attempt
+            response.__dict__[_OURS] = attempt
             return response
-        finally:
-            _sending.reset(token)
 
 
 def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> None:
@@ -584,7 +578,7 @@ def upstream_of(response: ClientResponse) -> Info:
 
     :raises LookupError: for an answer that is not of an upstream.
     """
-    attempt: Attempt | None = response.__dict__.get(_ANSWERED_BY)
+    attempt: Attempt | None = response.__dict__.get(_OURS)
     if attempt is None:
         raise LookupError(f"the answer of {response.url} is not of an upstream")
     return attempt.info

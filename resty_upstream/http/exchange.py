@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
 from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
 from resty_upstream.load import Flight
+from resty_upstream.model import is_one_of
 from resty_upstream.selection import Target
 from resty_upstream.state import Eject
 
@@ -38,19 +39,16 @@ _MOST_STALE: Final = 3
 class Progress:
     """How far a request got on a connection; whoever has the connection in hand writes it down."""
 
-    __slots__ = ("answered", "is_fresh", "is_late", "sent", "until")
-
-    def __init__(self, until: float = math.inf) -> None:
-        self.is_fresh = False
-        """Whether a connection was to be made for it; else it had one that was kept alive."""
-        self.sent = False
-        """Whether any of it may have been sent."""
-        self.answered = False
-        """Whether anything came back."""
-        self.is_late = False
-        """Whether the deadline was over before an answer was waited for: sending took too long."""
-        self.until = until
-        """When the head of the answer must be there, by ``time.monotonic``."""
+    is_fresh = False
+    """Whether a connection was to be made for it; else it had one that was kept alive."""
+    sent = False
+    """Whether any of it may have been sent."""
+    answered = False
+    """Whether anything came back."""
+    is_late = False
+    """Whether the deadline was over before an answer was waited for: sending took too long."""
+    until = math.inf
+    """When the head of the answer must be there, by ``time.monotonic``."""
 
     def bounded(self, timeout_s: float | None) -> float | None:
         """The timeout of one read: a host that sends a byte now and then is not to take for ever."""
@@ -69,7 +67,17 @@ class Exchange(Attempts):
     :param replayable: whether the request's body is there a second time.
     """
 
-    __slots__ = ("_flight", "_headers", "_is_replayable", "_limit", "_method", "_settled", "_stale", "progress")
+    __slots__ = (
+        "_flight",
+        "_headers",
+        "_is_replayable",
+        "_limit",
+        "_method",
+        "_settled",
+        "_stale",
+        "_until",
+        "progress",
+    )
 
     progress: Progress
     """Of the last time that it was sent."""
@@ -88,7 +96,7 @@ class Exchange(Attempts):
         self._flight = None
         self._settled: Attempt | None = None
         self._stale = 0
-        budget.note_request(time.monotonic())
+        self._until: float | None = None
 
     @property
     def _is_repeatable(self) -> bool:
@@ -101,8 +109,14 @@ class Exchange(Attempts):
 
         :param asked_s: what the caller gives it.
         """
-        self._limit, read_s, left_s = "host", attempt.pool.read_timeout_s, self._deadline - self.now()
-        self.progress = Progress(time.monotonic() + left_s)
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._deadline - attempt.began
+            budget.note_request(now)
+        left_s = self._until - now
+        self._limit, read_s = "host", attempt.target.read_timeout_s
+        self.progress = progress = Progress()
+        progress.until = self._until
         if left_s < 0.99 * read_s:
             self._limit, read_s = "deadline", max(left_s, 0.001)
         if asked_s is not None and asked_s < 0.99 * read_s:
@@ -142,7 +156,7 @@ class Exchange(Attempts):
     def _judged_timeout(self, attempt: Attempt, error: Exception) -> Exception:
         if self._limit == "caller":
             return Excused(error)
-        read_s = attempt.pool.read_timeout_s
+        read_s = attempt.target.read_timeout_s
         took_s = self.now() - attempt.began
         # One that sends a byte now and then takes as long as it likes.
         is_ours = self.progress.is_late or took_s > 2 * (attempt.timeout_s + read_s) + 1.0
@@ -158,7 +172,8 @@ class Exchange(Attempts):
         :param headers: of the answer. A host that says in ``Retry-After`` how long it is to be left alone goes
             down for that time (up to ``failed_timeout_max``), unless half of the pool is down.
         """
-        if not attempt.pool.is_failure(attempt.host, status):
+        masks = attempt.target.status_codes
+        if not masks or not is_one_of(status, masks):
             return False
         least_s = retry_after_s(headers.get("retry-after"))
         if least_s:

@@ -7,7 +7,6 @@ network back ends tell how far a request got.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import importlib.util
@@ -16,16 +15,17 @@ import os
 import re
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from asyncio import _get_running_loop
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
-from resty_upstream.context import RequestContext
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
+    from resty_upstream.context import RequestContext
     from resty_upstream.selection import Target
     from resty_upstream.upstream import Upstream
 
@@ -53,21 +53,24 @@ class Library(NamedTuple):
     aanswer: Any
     none: Any
     """A ``ConnectError`` that is a :class:`NoHostAvailable`, too."""
+    of_connecting: tuple[type[Exception], ...]
+    """Errors of the core by which nothing was sent yet."""
     of_network: tuple[type[Exception], ...]
-    """Errors of the core that say something about a host."""
+    """Those and others that say something about a host."""
     others: tuple[type[Exception], ...]
     """Its other errors."""
 
     @classmethod
     def of(cls, request: Any) -> Library:
         """The library that a request is of."""
-        name = type(request).__module__.partition(".")[0]
-        found = _libraries.get(name)
+        kind = type(request)
+        found = _libraries.get(kind)
         if found is None:
-            found = _libraries[name] = cls.load(name)
+            found = _libraries[kind] = cls.load(kind.__module__.partition(".")[0])
         return found
 
     @classmethod
+    @functools.cache
     def load(cls, name: str) -> Library:
         """The library of that name.
 
@@ -76,9 +79,11 @@ class Library(NamedTuple):
         if name not in _CORES:
             raise TypeError(f"a request of {' or '.join(_CORES)} was expected, not one of {name}")
         hx, core = importlib.import_module(name), importlib.import_module(_CORES[name])
+        of_connecting = (core.ConnectError, core.ConnectTimeout)
         of_network = (core.TimeoutException, core.NetworkError, core.RemoteProtocolError)
         others = (core.ProtocolError, core.UnsupportedProtocol, core.ConnectionNotAvailable)
-        return cls(hx, core, *_network(core), *_streams(hx), _none_available(hx), of_network, others)
+        made = (*_network(core), *_streams(hx), _none_available(hx))
+        return cls(hx, core, *made, of_connecting, of_network, others)
 
     def translated(self, error: Exception) -> Exception:
         """An error of the core as one of the client: their names are the same."""
@@ -88,7 +93,8 @@ class Library(NamedTuple):
         return translated
 
 
-_libraries: dict[str, Library] = {}
+_libraries: dict[type, Library] = {}
+"""By the class of their requests."""
 
 
 def _none_available(hx: Any) -> Any:
@@ -109,6 +115,7 @@ def _network(core: Any) -> tuple[Any, Any]:
     class Stream(core.NetworkStream):  # type: ignore[misc]
         def __init__(self, inner: Any) -> None:
             self._inner = inner
+            self.write = inner.write
             self.close = inner.close
             self.get_extra_info = inner.get_extra_info
 
@@ -118,10 +125,6 @@ def _network(core: Any) -> tuple[Any, Any]:
             if data:
                 progress.answered = True
             return data
-
-        def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            _progress.get(_NOBODYS).sent = True
-            self._inner.write(buffer, timeout)
 
         def start_tls(self, *args: Any, **options: Any) -> Stream:
             return Stream(self._inner.start_tls(*args, **options))
@@ -138,6 +141,7 @@ def _network(core: Any) -> tuple[Any, Any]:
     class AStream(core.AsyncNetworkStream):  # type: ignore[misc]
         def __init__(self, inner: Any) -> None:
             self._inner = inner
+            self.write = inner.write
             self.aclose = inner.aclose
             self.get_extra_info = inner.get_extra_info
 
@@ -147,10 +151,6 @@ def _network(core: Any) -> tuple[Any, Any]:
             if data:
                 progress.answered = True
             return data
-
-        def write(self, buffer: bytes, timeout: float | None = None) -> Any:
-            _progress.get(_NOBODYS).sent = True
-            return self._inner.write(buffer, timeout)
 
         async def start_tls(self, *args: Any, **options: Any) -> AStream:
             return AStream(await self._inner.start_tls(*args, **options))
@@ -168,6 +168,7 @@ def _network(core: Any) -> tuple[Any, Any]:
 
 
 _NOBODYS: Final = Progress()
+_NO_TIMEOUTS: Final[dict[str, float]] = {}
 
 
 # ── answers ───────────────────────────────────────────────────────────────────────────────────
@@ -245,7 +246,8 @@ class _Peers:
         self._settings = settings
         self._library = library
         self._is_async = is_async
-        self._found: dict[tuple[Target, bytes, bytes], _Peer] = {}
+        self._found: dict[tuple[Target, bytes], _Peer] = {}
+        """By target and, where they speak TLS, by name."""
         self._peers: dict[tuple[Any, ...], _Peer] = {}
         self.unused: list[Any] = []
         """Connection pools to be closed."""
@@ -253,7 +255,7 @@ class _Peers:
 
     def find(self, attempt: Attempt, url: Any) -> _Peer:
         """The connections of an attempt."""
-        asked = (attempt.target, url.raw_scheme, url.raw_host)
+        asked = (attempt.target, url.raw_host if url.scheme == "https" or attempt.pool.ssl else b"")
         peer = self._found.get(asked)
         if peer is None:
             if len(self._found) >= max(_FOUND, 4 * len(attempt.pool.hosts)):
@@ -337,21 +339,18 @@ class _Engine:
     def __init__(self, settings: _Settings) -> None:
         self._settings = settings
 
-    def _exchange(self, library: Library, request: Any, context: RequestContext) -> Exchange:
-        replayable = isinstance(request.stream, library.hx.ByteStream)
-        return Exchange(context, request.method, request.headers, replayable=replayable)
-
     def _prepared(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any, peer: _Peer) -> Any:
         """The request as it goes to a host."""
-        asked = request.extensions.get("timeout") or {}
-        connect_s = asked.get("connect")
+        extensions = dict(request.extensions)
+        asked = extensions.get("timeout") or _NO_TIMEOUTS
+        connect_s, write_s = asked.get("connect"), asked.get("write")
         read_s = exchange.begin(attempt, asked.get("read"))
-        write_s = asked.get("write")
-        timeouts = {
-            "connect": attempt.timeout_s if connect_s is None else min(attempt.timeout_s, connect_s),
+        extensions["timeout"] = {
+            "connect": attempt.timeout_s if connect_s is None or connect_s > attempt.timeout_s else connect_s,
             "read": read_s,
-            "write": read_s if write_s is None else min(read_s, write_s),
+            "write": read_s if write_s is None or write_s > read_s else write_s,
         }
+        extensions["sni_hostname"] = peer.sni
         _progress.set(exchange.progress)
         scheme, host, port = peer.address
         core = library.core
@@ -360,18 +359,24 @@ class _Engine:
             core.URL(scheme=scheme, host=host, port=port, target=request.url.raw_path),
             headers=request.headers.raw,
             content=request.stream,
-            extensions={**request.extensions, "timeout": timeouts, "sni_hostname": peer.sni},
+            extensions=extensions,
         )
+
+    def _failed(self, library: Library, exchange: Exchange, attempt: Attempt, error: Exception) -> None:
+        """Raise what an error of the network means, unless the request is to be sent to the same host again."""
+        exchange.progress.sent = not isinstance(error, library.of_connecting)
+        timed_out = isinstance(error, library.core.TimeoutException)
+        if timed_out or not exchange.is_stale():
+            raise_judged(exchange.judged(attempt, error, timed_out=timed_out), error)
 
     def _response(
         self, library: Library, kind: Any, answer: Any, exchange: Exchange, attempt: Attempt, peer: _Peer
     ) -> Any:
-        exchange.progress.until = math.inf
-        stream = kind(library, answer.stream, exchange, attempt, peer)
+        exchange.progress.sent, exchange.progress.until = True, math.inf
         return library.hx.Response(
             answer.status,
             headers=answer.headers,
-            stream=stream,
+            stream=kind(library, answer.stream, exchange, attempt, peer),
             extensions={**answer.extensions, _OURS: attempt.info},
         )
 
@@ -390,7 +395,8 @@ class SyncEngine(_Engine):
     def send(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
         library = Library.of(request)
-        exchange = self._exchange(library, request, context)
+        replayable = isinstance(request.stream, library.hx.ByteStream)
+        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
         kept = None
         try:
             for attempt in exchange:
@@ -435,10 +441,7 @@ class SyncEngine(_Engine):
                 try:
                     answer = peer.pool.handle_request(prepared)
                 except library.of_network as error:
-                    if isinstance(error, library.core.TimeoutException):
-                        raise_judged(exchange.judged(attempt, error, timed_out=True), error)
-                    if not exchange.is_stale():
-                        raise_judged(exchange.judged(attempt, error), error)
+                    self._failed(library, exchange, attempt, error)
                 except library.others as error:
                     raise Excused(error) from error
                 else:
@@ -460,14 +463,16 @@ class AsyncEngine(_Engine):
 
     def __init__(self, settings: _Settings) -> None:
         super().__init__(settings)
-        self._peers: weakref.WeakKeyDictionary[Any, _Peers] = weakref.WeakKeyDictionary()
+        self._peers: dict[int, _Peers] = {}
+        """By the identity of the event loop: a weak dictionary would be slower than all else that is looked up."""
 
     async def send(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
         library = Library.of(request)
         if not context.upstream.replica.is_loaded:
             await context.aload()
-        exchange = self._exchange(library, request, context)
+        replayable = isinstance(request.stream, library.hx.ByteStream)
+        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
         kept = None
         try:
             for attempt in exchange:
@@ -498,7 +503,13 @@ class AsyncEngine(_Engine):
 
     async def _ask(self, library: Library, exchange: Exchange, attempt: Attempt, request: Any) -> Any:
         """One host's answer."""
-        peers = await self._peers_here(library)
+        loop = _get_running_loop() or self._settings  # there is none where Trio runs, say
+        peers = self._peers.get(id(loop))
+        if peers is None or peers.pid != os.getpid():
+            peers = self._peers[id(loop)] = _Peers(self._settings, library, is_async=True)
+            weakref.finalize(loop, self._peers.pop, id(loop), None)
+            peers.end = _closed_at_the_end(peers)
+            await anext(peers.end)
         peer = peers.find(attempt, request.url)
         while peers.unused:
             await peers.unused.pop().aclose()
@@ -510,10 +521,7 @@ class AsyncEngine(_Engine):
                 try:
                     answer = await peer.pool.handle_async_request(prepared)
                 except library.of_network as error:
-                    if isinstance(error, library.core.TimeoutException):
-                        raise_judged(exchange.judged(attempt, error, timed_out=True), error)
-                    if not exchange.is_stale():
-                        raise_judged(exchange.judged(attempt, error), error)
+                    self._failed(library, exchange, attempt, error)
                 except library.others as error:
                     raise Excused(error) from error
                 else:
@@ -522,18 +530,9 @@ class AsyncEngine(_Engine):
             if answer is None:
                 peer.in_use.discard(exchange)
 
-    async def _peers_here(self, library: Library) -> _Peers:
-        loop = _loop() or self._settings
-        peers = self._peers.get(loop)
-        if peers is None or peers.pid != os.getpid():
-            peers = self._peers[loop] = _Peers(self._settings, library, is_async=True)
-            peers.end = _closed_at_the_end(peers)
-            await anext(peers.end)
-        return peers
-
     async def aclose(self) -> None:
         """Close all connections of this event loop."""
-        peers = self._peers.pop(_loop() or self._settings, None)
+        peers = self._peers.pop(id(_get_running_loop() or self._settings), None)
         if peers is not None and peers.pid == os.getpid() and peers.end is not None:
             await peers.end.aclose()
 
@@ -547,18 +546,7 @@ async def _closed_at_the_end(peers: _Peers) -> AsyncGenerator[None]:
             await pool.aclose()
 
 
-def _loop() -> Any:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:  # of Trio, say
-        return None
-
-
 # ── transports ────────────────────────────────────────────────────────────────────────────────
-
-
-def _context(upstream: Upstream | RequestContext) -> RequestContext:
-    return upstream if isinstance(upstream, RequestContext) else upstream.current_context
 
 
 class UpstreamTransport:
@@ -594,7 +582,7 @@ class UpstreamTransport:
 
     def handle_request(self, request: Any) -> Any:
         """Called by the client."""
-        return self._engine.send(request, _context(self._upstream))
+        return self._engine.send(request, self._upstream.current_context)
 
     def close(self) -> None:
         """Close all connections."""
@@ -624,9 +612,9 @@ class AsyncUpstreamTransport:
         self._upstream = upstream
         self._engine = AsyncEngine(_Settings(verify, http1, http2))
 
-    async def handle_async_request(self, request: Any) -> Any:
+    def handle_async_request(self, request: Any) -> Awaitable[Any]:
         """Called by the client."""
-        return await self._engine.send(request, _context(self._upstream))
+        return self._engine.send(request, self._upstream.current_context)
 
     async def aclose(self) -> None:
         """Close all connections of this event loop."""

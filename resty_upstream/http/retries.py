@@ -53,12 +53,15 @@ class RetryBudget:
         self._share = share
         self._reserve = per_second * window_s
         self._seconds = [_Second() for _ in range(window_s)]
+        self._newest = self._seconds[0]
         self._lock = threading.Lock()
 
     def note_request(self, now: float) -> None:
         """There is one more request."""
-        # Without a lock: one that is lost among threads does not matter.
-        self._second(int(now)).requests += 1
+        second = self._newest
+        if not second.number <= now < second.number + 1:
+            second = self._newest = self._second(int(now))
+        second.requests += 1  # without a lock: one that is lost among threads does not matter
 
     def take(self, now: float) -> bool:
         """Whether one more may be sent again; it is counted then."""

@@ -30,11 +30,11 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 
 from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
-from resty_upstream.context import RequestContext
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
+    from resty_upstream.context import RequestContext
     from resty_upstream.selection import Target
     from resty_upstream.upstream import Upstream
 
@@ -481,13 +481,11 @@ class Engine:
         :raises urllib3.exceptions.HTTPError: where no other host may be asked.
         :raises NoHostAvailable: where there is none.
         """
-        upstream = self._upstream
-        context = upstream if isinstance(upstream, RequestContext) else upstream.current_context
         replayable = asked.body is None or isinstance(asked.body, bytes | str | bytearray | memoryview)
         headers = asked.headers
         if type(headers) is dict:
             headers = {name.lower(): value for name, value in headers.items()}
-        exchange = Exchange(context, asked.method, headers, replayable=replayable)
+        exchange = Exchange(self._upstream.current_context, asked.method, headers, replayable=replayable)
         kept = None
         try:
             for attempt in exchange:
