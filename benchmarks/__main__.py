@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from benchmarks.balancing import balancing
+from benchmarks.counting import counting
 from benchmarks.django_middleware import django_middleware
 from benchmarks.event_loop import event_loop
 from benchmarks.failures import failures
@@ -21,6 +22,7 @@ from benchmarks.sockets import async_sockets, sync_sockets
 
 _BENCHMARKS: Final[dict[str, Callable[[], AbstractContextManager[list[Group]]]]] = {
     "connect": balancing,
+    "counts": counting,
     "socket": sync_sockets,
     "asyncio": async_sockets,
     "gateways": gateways,

@@ -5,6 +5,7 @@ from resty_upstream.attempts import Attempt, Attempts, Info
 from resty_upstream.config import Upstreams
 from resty_upstream.connectors import Connected, register_connector
 from resty_upstream.context import RequestContext, RequestUpstreams
+from resty_upstream.counts import HostCounts, UpstreamCounts
 from resty_upstream.errors import (
     HostExists,
     HostNotFound,
@@ -39,6 +40,7 @@ __all__ = [
     "Explanation",
     "HealthCheck",
     "Host",
+    "HostCounts",
     "HostEvent",
     "HostExists",
     "HostNotFound",
@@ -63,6 +65,7 @@ __all__ = [
     "Transition",
     "Upstream",
     "UpstreamAPI",
+    "UpstreamCounts",
     "UpstreamError",
     "UpstreamNotFound",
     "Upstreams",

@@ -18,10 +18,23 @@ import re
 import socket
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from random import random
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn, Self
 
+from resty_upstream.counts import (
+    BEGUN,
+    BOUNDS_S,
+    BUCKETS,
+    FAILED,
+    IGNORED,
+    LAST_RESORTS,
+    RETRIES,
+    SECONDS,
+    Kind,
+    Row,
+)
 from resty_upstream.errors import NoHostAvailable, UpstreamError
 from resty_upstream.load import Flight, Load
 from resty_upstream.model import Host, OutlierDetection, Pool
@@ -91,6 +104,7 @@ class Attempt:
         "_flight",
         "_handled",
         "_prober",
+        "_row",
         "began",
         "bounded",
         "duration_s",
@@ -105,6 +119,8 @@ class Attempt:
 
     _flight: Flight
     """In pools that ask for the load."""
+    _row: Row
+    """Where it is counted; the one that it was begun in, to the end."""
     pool: Pool
     host: Host
     began: float
@@ -170,6 +186,13 @@ class Attempt:
     def __enter__(self) -> Host:
         # What the caller was handling when it called is not this attempt's doing.
         self._handled = sys.exception()
+        row = self.target.row
+        if row is None or not row.ours[0]:
+            row = self._attempts.context.upstream.replica.count_at(self.target)
+        self._row = row
+        # No other thread gets in between reading and adding, as nothing is called there. Without the GIL, of two
+        # that meet one is lost: sums are a little low then, never high; what is under way may be off by a few.
+        row.cells[BEGUN] += 1.0
         return self.host
 
     def __exit__(
@@ -181,8 +204,13 @@ class Attempt:
         attempts = self._attempts
         del self._attempts  # which keeps a log of attempts: a cycle would wait for the garbage collector
         now = attempts.now()
-        self.duration_s = now - self.began
+        self.duration_s = duration_s = now - self.began
         if error is None:
+            row = self._row
+            if row.ours[0]:
+                cells = row.cells
+                cells[BUCKETS + bisect_left(BOUNDS_S, duration_s)] += 1.0
+                cells[SECONDS] += duration_s
             self.outcome = "ok"
             attempts.done = True
             if not self.target.quiet:
@@ -202,6 +230,8 @@ class Attempt:
         verdict = self._judge(error)
         self.error = error
         self.outcome = "failed" if verdict.counts else "ignored"
+        if self._row.ours[0]:
+            self._row.cells[FAILED[verdict.kind] if verdict.counts else IGNORED] += 1.0
         if self.target.load is not None:
             self._note_load(attempts, self.target.load, now)
         prober = self._prober
@@ -355,6 +385,11 @@ class Attempts(Iterator[Attempt]):
             self._give_up(deadline_over=left_s <= 0)
         attempt = Attempt(self, choice.target, now, left_s, choice.prober, choice.last_resort)
         attempt._earlier = tuple(self.log)
+        row = self.context.upstream.replica.count_at(choice.target)
+        if self.log:
+            row.cells[RETRIES] += 1.0
+        if choice.last_resort:
+            row.cells[LAST_RESORTS] += 1.0
         return attempt
 
     def _remaining(self, tried: set[Target]) -> Iterator[Choice]:
@@ -375,6 +410,7 @@ class Attempts(Iterator[Attempt]):
 
     def _give_up(self, *, deadline_over: bool) -> NoReturn:
         self.done = True
+        self.context.upstream.replica.count_exhausted()
         raise self._verdict(deadline_over) from self._cause()
 
     def _cause(self) -> BaseException | None:
@@ -416,6 +452,8 @@ class Verdict(NamedTuple):
     """Whether the host was reached, and answered badly."""
     timed_out: bool = False
     """Whether it is a timeout of this process, not one that the kernel reported."""
+    kind: Kind = "other"
+    """Of failure, where it counts."""
 
 
 _OURS_ERRNO: Final = frozenset(
@@ -440,6 +478,20 @@ _BROKEN_ERRNO: Final = frozenset(
 # A unix socket: missing, stale, not a socket, or with a full queue (which TCP reports as a timeout).
 _UNIX_ERRNO: Final = frozenset({errno.ENOENT, errno.ENOTSOCK, errno.ENOTDIR, errno.EAGAIN, errno.EPROTOTYPE})
 
+_KIND_OF_ERRNO: Final[dict[int, Kind]] = {
+    **dict.fromkeys(_BROKEN_ERRNO, "reset"),
+    **dict.fromkeys(_UNIX_ERRNO, "refused"),
+    errno.ECONNREFUSED: "refused",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EHOSTDOWN: "unreachable",
+    errno.ETIMEDOUT: "timeout",
+    errno.EAGAIN: "timeout",
+    errno.ENETRESET: "reset",
+    errno.ECONNABORTED: "reset",
+    errno.EPROTO: "bad_answer",
+    errno.EBADMSG: "bad_answer",
+}
+
 _NO_SUCH_NAME: Final = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
@@ -450,7 +502,7 @@ _POOL_TIMEOUTS: Final = frozenset(
 _MISUSES: Final = ("InvalidURL", "ImproperConnectionState", "NotConnected", "UnimplementedFileMode")
 
 _UNCLASSIFIED: Final = Verdict(counts=False, next_host=False, reason="unclassified")
-_TIMED_OUT: Final = Verdict(counts=True, next_host=True, reason="timed out", timed_out=True)
+_TIMED_OUT: Final = Verdict(counts=True, next_host=True, reason="timed out", timed_out=True, kind="timeout")
 _CALLERS_TIMEOUT: Final = Verdict(counts=False, next_host=False, reason="the caller's own deadline")
 _CUT_SHORT: Final = Verdict(counts=False, next_host=True, reason="cut short by the deadline of all attempts")
 _PAUSED: Final = Verdict(counts=False, next_host=True, reason="timed out while this process was paused")
@@ -480,7 +532,7 @@ def classify(error: BaseException, *, unix: bool = False, handled: BaseException
     if isinstance(error, Excused):
         return Verdict(counts=False, next_host=error.next_host, reason=_brief(error.error))
     if isinstance(error, BadAnswer):
-        return Verdict(counts=True, next_host=True, reason=str(error), answered=error.answered)
+        return _verdict_of_client(error, unix, handled)
     verdicts = [_verdict_on(cause, unix=unix) for cause in _causes(error, handled)]
     said = [verdict for verdict in verdicts if verdict is not None]
     ours = [verdict for verdict in said if not verdict.counts and not verdict.next_host]
@@ -489,6 +541,14 @@ def classify(error: BaseException, *, unix: bool = False, handled: BaseException
     if not said:
         return _UNCLASSIFIED._replace(reason=f"unclassified: {type(error).__name__}")
     return said[-1]
+
+
+def _verdict_of_client(error: BadAnswer, unix: bool, handled: BaseException | None) -> Verdict:
+    kind: Kind = "bad_answer" if error.answered else "timeout"
+    if error.__cause__ is not None:  # what the client was told, if that says more
+        cause = classify(error.__cause__, unix=unix, handled=handled)
+        kind = cause.kind if cause.counts else kind
+    return Verdict(counts=True, next_host=True, reason=str(error), answered=error.answered, kind=kind)
 
 
 def _causes(error: BaseException, handled: BaseException | None) -> list[BaseException]:
@@ -529,7 +589,8 @@ def _verdict_on(error: BaseException, *, unix: bool) -> Verdict | None:
     if _is(error, "ssl", "SSLWantReadError", "SSLWantWriteError"):
         return None  # what somebody waited for, as long as that was
     if _is(error, "ssl", "SSLError"):  # an OSError whose errno is not one
-        return Verdict(counts=True, next_host=True, reason=f"TLS: {type(error).__name__}", answered=True)
+        reason = f"TLS: {type(error).__name__}"
+        return Verdict(counts=True, next_host=True, reason=reason, answered=True, kind="tls")
     if isinstance(error, OSError) and not isinstance(error, socket.herror):
         verdict = _verdict_on_errno(error, unix=unix)
         if verdict is not None:
@@ -541,7 +602,8 @@ def _verdict_on(error: BaseException, *, unix: bool) -> Verdict | None:
     if isinstance(error, EOFError) or (
         _is(error, "http.client", "HTTPException") and not _is(error, "http.client", *_MISUSES)
     ):
-        return Verdict(counts=True, next_host=True, reason=type(error).__name__, answered=True)
+        kind: Kind = "reset" if isinstance(error, EOFError) else "bad_answer"
+        return Verdict(counts=True, next_host=True, reason=type(error).__name__, answered=True, kind=kind)
     return None
 
 
@@ -558,10 +620,11 @@ def _verdict_on_errno(error: OSError, *, unix: bool) -> Verdict | None:
         return Verdict(counts=False, next_host=False, reason=reason)
     if number in _ROUTE_ERRNO:
         return Verdict(counts=False, next_host=True, reason=reason)
+    kind = _KIND_OF_ERRNO.get(number, "other")
     if number in _UNREACHED_ERRNO or (unix and number in _UNIX_ERRNO):
-        return Verdict(counts=True, next_host=True, reason=reason)
+        return Verdict(counts=True, next_host=True, reason=reason, kind=kind)
     if number in _BROKEN_ERRNO:
-        return Verdict(counts=True, next_host=True, reason=reason, answered=True)
+        return Verdict(counts=True, next_host=True, reason=reason, answered=True, kind=kind)
     return None
 
 
@@ -582,7 +645,7 @@ def _verdict_on_lookup(error: socket.gaierror) -> Verdict:
         except OSError as local:  # the resolver could not open its socket, and said "no such name"
             reason = errno.errorcode.get(local.errno or 0, "no descriptor left")
             return Verdict(counts=False, next_host=False, reason=reason)
-        return Verdict(counts=True, next_host=True, reason="no such name")
+        return Verdict(counts=True, next_host=True, reason="no such name", kind="name")
     if error.errno == socket.EAI_MEMORY:
         return Verdict(counts=False, next_host=False, reason="EAI_MEMORY")
     return Verdict(counts=False, next_host=True, reason="the name could not be looked up")

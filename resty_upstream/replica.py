@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
+from resty_upstream.counts import EXHAUSTED, SIZE, Row, UpstreamCounts, host_counts, row_key
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError
 from resty_upstream.events import HostEvent, Listeners
 from resty_upstream.health.functions import CheckFunction, Functions
@@ -212,6 +213,7 @@ class Replica:
         self._secret = b""
         self._trouble: StoreError | None = None
         self._complaints: set[str] = set()
+        self._row: Row | None = None
         self._queue: dict[str, list[Observation]] = {}
         self._reset()
         _replicas.add(self)
@@ -650,6 +652,38 @@ class Replica:
                 for observation in observations:
                     _coalesce(older, observation)
             self._queue = queue
+
+    # ── counting ──────────────────────────────────────────────────────────────────────────────
+
+    def count_at(self, target: Target) -> Row:
+        """The row of a host, found at the first attempt there, and again where it is ours no more."""
+        row = target.row
+        if row is None or not row.ours[0]:
+            key = row_key(self.id, target.pool.id, target.id)
+            target.row = row = self.store.counters(key, self._keys_in_use)
+        return row
+
+    def count_exhausted(self) -> None:
+        """No host was left to a call."""
+        row = self._row
+        if row is None or not row.ours[0]:
+            self._row = row = self.store.counters(row_key(self.id), self._keys_in_use)
+        row.cells[EXHAUSTED] += 1.0
+
+    def _keys_in_use(self) -> set[bytes]:
+        targets = self._snapshot.targets.values()
+        return {row_key(self.id), *(row_key(self.id, target.pool.id, target.id) for target in targets)}
+
+    def counts(self) -> UpstreamCounts:
+        """What all processes have counted of the hosts that are configured now."""
+        pools, sums = self.snapshot().pools, self.store.sums()
+        none = [0.0] * SIZE
+        hosts = {
+            (pool.id, host.id): host_counts(sums.get(row_key(self.id, pool.id, host.id), none))
+            for pool in pools
+            for host in pool.hosts
+        }
+        return UpstreamCounts(hosts, int(sums.get(row_key(self.id), none)[EXHAUSTED]))
 
     # ── when the store fails ──────────────────────────────────────────────────────────────────
 

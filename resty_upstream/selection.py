@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec.structs import replace
 
+from resty_upstream.counts import Row
 from resty_upstream.load import Load
 from resty_upstream.methods import (
     BY_LOAD,
@@ -53,6 +54,7 @@ class Target:
         "pool",
         "quiet",
         "read_timeout_s",
+        "row",
         "spotless",
         "state",
         "status_codes",
@@ -78,6 +80,8 @@ class Target:
         self.back_at = state.back_at
         self.load: Load | None = None
         """What this process has under way there, in pools that ask for it."""
+        self.row: Row | None = None
+        """Where attempts are counted, once there was one."""
         self.spotless = state.up and not state.failcount
         """Whether a success here says nothing that is not known."""
         self.quiet = self.spotless and pool.sticky is None
@@ -90,6 +94,7 @@ class Target:
         """The same host in another state."""
         target = Target(self.pool, self.host, state)
         target.parsed, target.address = self.parsed, self.address
+        target.row = self.row
         if self.load is not None:
             target.note_load(self.load)
         return target

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
+from resty_upstream.counts import UpstreamCounts
 from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, StoreUnsafe
 from resty_upstream.events import EventName, Listener, Listeners
 from resty_upstream.history import Transition, read_history
@@ -48,6 +49,8 @@ _STORE_MEMBERS: Final = (
     "lease",
     "holder",
     "release",
+    "counters",
+    "sums",
     "now",
     "close",
     "clock_id",
@@ -308,6 +311,14 @@ class Upstream:
         :raises StoreError: when the store cannot be read.
         """
         return read_history(self.store, self.id, limit)
+
+    def counts(self) -> UpstreamCounts:
+        """What became of the attempts at each host, in all processes that share the store, restarts included.
+
+        Never raises for the store: what cannot be read is left out. A host that was removed and comes back may
+        go on where it was.
+        """
+        return self.replica.counts()
 
     def bind(self, event: EventName, func: Listener) -> None:
         """Call ``func(event)`` at every ``host_up`` or ``host_down`` that this process causes.

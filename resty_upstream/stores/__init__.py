@@ -6,11 +6,14 @@ all of them bytes to it, and a generation that moves when routing may have chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 from resty_upstream.errors import InvalidConfig, Problem, without_secrets
+
+if TYPE_CHECKING:
+    from resty_upstream.stores.counters import Row
 
 T = TypeVar("T")
 
@@ -182,6 +185,27 @@ class Store(Protocol):
 
     def release(self, ns: str, name: str, owner: str) -> None:
         """Give a lease back; nothing happens when ``owner`` does not have it."""
+        ...
+
+    def counters(self, key: bytes, in_use: Callable[[], Collection[bytes]]) -> Row:
+        """Numbers that only this process writes, to be added to as it likes; always the same ones for a key.
+
+        What is counted outlives the process where the store does. Where it cannot be shared it is counted in this
+        process alone: this never raises for the store.
+
+        The first number counts what is begun, the 23 after it what of that has ended; there are 30.
+
+        :param key: 16 bytes.
+        :param in_use: gives all keys in use of those whose first 8 bytes are the same: what was counted under
+            others is forgotten where room is short.
+        """
+        ...
+
+    def sums(self) -> dict[bytes, list[float]]:
+        """What all processes have counted together, by key.
+
+        The first number is what is under way, in processes that live.
+        """
         ...
 
     def now(self) -> float:

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from resty_upstream.errors import StoreBusy
 from resty_upstream.stores import LOG_ENTRIES, WAIT_S, Changes, Document, View
+from resty_upstream.stores.counters import Row, Shelf
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class MemoryStore:
         self._spaces: dict[str, _Namespace] = {}
         self._generations: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._shelf = Shelf([1])
         _stores.add(self)
 
     def version(self, ns: str) -> int:
@@ -145,6 +147,16 @@ class MemoryStore:
             if leases.get(name, ("", 0.0))[0] == owner:
                 del leases[name]
 
+    def counters(self, key: bytes, in_use: Callable[[], Collection[bytes]]) -> Row:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            return self._shelf.row(key, in_use)
+
+    def sums(self) -> dict[bytes, list[float]]:
+        """See :class:`~resty_upstream.stores.Store`."""
+        with self._lock:
+            return {key: list(numbers) for key, numbers in self._shelf.sums()}
+
     def _holder(self, space: _Namespace, name: str) -> str:
         owner, expires = space.leases.get(name, ("", 0.0))
         return owner if self.now() < expires else ""
@@ -166,6 +178,7 @@ class MemoryStore:
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()  # the old one may be held by a thread that is not here
+        self._shelf.begin()  # a copy of what the parent counted
 
 
 _stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()

@@ -2,9 +2,10 @@
 
 Files, all in one private directory::
 
-    upstreams.db        the truth, in WAL mode (with SQLite's own -wal and -shm)
-    upstreams.db.bell   8 bytes, mapped by every process: the generation committed last
-    upstreams.db.lock   flock held while the database is created, replaced or set aside
+    upstreams.db            the truth, in WAL mode (with SQLite's own -wal and -shm)
+    upstreams.db.bell       8 bytes, mapped by every process: the generation committed last
+    upstreams.db.lock       flock held while the database is created, replaced or set aside
+    upstreams.db.counts.0   what the first of several processes has counted; see :mod:`.counters`
 
 ``version()`` reads the bell: one load from mapped memory. The bell is a hint: once a second ``version()``
 also looks whether the files are still the ones that are open and whether the bell shows the generation that
@@ -28,13 +29,14 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError, StoreUnavailable, StoreUnsafe
 from resty_upstream.stores import LOG_ENTRIES, WAIT_S, Changes, Document, View
+from resty_upstream.stores.counters import Counters, Row
 from resty_upstream.stores.places import examine_directory, require_private_directory
 
 T = TypeVar("T")
@@ -160,6 +162,7 @@ class SqliteStore:
         self._wait_s = 0.0  # of the call at work
         self._hurried = 0  # commits since a checkpoint that could not wait for one
         self._locks_held_for_fork: list[threading.Lock] = []
+        self._counters = Counters(self.path)
         _stores.add(self)
 
     def __repr__(self) -> str:
@@ -171,6 +174,7 @@ class SqliteStore:
             if os.getpid() != _pid:
                 self._after_fork()
             self._close()
+            self._counters.close()
 
     # ── the protocol ──────────────────────────────────────────────────────────────────────────
 
@@ -249,10 +253,23 @@ class SqliteStore:
         delete = "DELETE FROM lease WHERE ns = ? AND name = ? AND owner = ?"
         self._run(lambda db: db.execute(delete, (ns, name, owner)), WAIT_S)
 
+    def counters(self, key: bytes, in_use: Callable[[], Collection[bytes]]) -> Row:
+        """See :class:`~resty_upstream.stores.Store`."""
+        if os.getpid() != _pid:
+            _notice_fork()
+        return self._counters.row(key, in_use)
+
+    def sums(self) -> dict[bytes, list[float]]:
+        """See :class:`~resty_upstream.stores.Store`."""
+        if os.getpid() != _pid:
+            _notice_fork()
+        return self._counters.sums()
+
     def close(self) -> None:
         """See :class:`~resty_upstream.stores.Store`."""
         if os.getpid() != _pid:
             _notice_fork()
+        self._counters.close()
         with self._lock:
             self._close()
             self._bell = _SHUT
@@ -478,6 +495,7 @@ class SqliteStore:
         generation = _generation(db)
         if self._bell[0] != generation:
             self._ring(generation)
+        self._counters.look()
 
     # ── opening, closing, replacing ───────────────────────────────────────────────────────────
 
@@ -716,6 +734,7 @@ class SqliteStore:
 
     def _after_fork(self) -> None:
         """In the child, before any store is used there."""
+        self._counters.after_fork()
         idle = self._lock in self._locks_held_for_fork or self._lock.acquire(blocking=False)
         self._lock, self._checkpoint_lock = threading.Lock(), threading.Lock()
         self._locks_held_for_fork = []

@@ -261,7 +261,7 @@ WRAPPINGS: list[Callable[[Exception], Exception]] = [
 @pytest.mark.parametrize("wrap", WRAPPINGS)
 def test_the_reason_is_found_however_a_client_wraps_it(wrap: Callable[[Exception], Exception]) -> None:
     verdict = classify(wrap(os_error(errno.ECONNREFUSED)))
-    assert verdict == Verdict(counts=True, next_host=True, reason="ECONNREFUSED")
+    assert verdict == Verdict(counts=True, next_host=True, reason="ECONNREFUSED", kind="refused")
 
 
 @given(st.lists(st.sampled_from(WRAPPINGS), min_size=2, max_size=6))
