@@ -532,7 +532,8 @@ def classify(error: BaseException, *, unix: bool = False, handled: BaseException
     if isinstance(error, Excused):
         return Verdict(counts=False, next_host=error.next_host, reason=_brief(error.error))
     if isinstance(error, BadAnswer):
-        return _verdict_of_client(error, unix, handled)
+        kind = _kind_of(error, unix, handled)
+        return Verdict(counts=True, next_host=True, reason=str(error), answered=error.answered, kind=kind)
     verdicts = [_verdict_on(cause, unix=unix) for cause in _causes(error, handled)]
     said = [verdict for verdict in verdicts if verdict is not None]
     ours = [verdict for verdict in said if not verdict.counts and not verdict.next_host]
@@ -543,12 +544,12 @@ def classify(error: BaseException, *, unix: bool = False, handled: BaseException
     return said[-1]
 
 
-def _verdict_of_client(error: BadAnswer, unix: bool, handled: BaseException | None) -> Verdict:
-    kind: Kind = "bad_answer" if error.answered else "timeout"
-    if error.__cause__ is not None:  # what the client was told, if that says more
-        cause = classify(error.__cause__, unix=unix, handled=handled)
-        kind = cause.kind if cause.counts else kind
-    return Verdict(counts=True, next_host=True, reason=str(error), answered=error.answered, kind=kind)
+def _kind_of(error: BadAnswer, unix: bool, handled: BaseException | None) -> Kind:
+    """That of what the client itself was told, if that says anything."""
+    causes = [] if error.__cause__ is None else _causes(error.__cause__, handled)
+    verdicts = [_verdict_on(cause, unix=unix) for cause in causes]
+    kinds = [verdict.kind for verdict in verdicts if verdict is not None and verdict.counts]
+    return kinds[-1] if kinds else "bad_answer" if error.answered else "timeout"
 
 
 def _causes(error: BaseException, handled: BaseException | None) -> list[BaseException]:

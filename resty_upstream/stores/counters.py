@@ -98,7 +98,9 @@ class Shelf:
 
         :raises OSError: where there is no room; nothing was added then.
         """
-        rows = {number: self.row(key, list) for key, number in other._numbers.items() if key != _MAGIC}
+        rows = {
+            number: self.row(key, self._numbers.keys) for key, number in other._numbers.items() if key != _MAGIC
+        }
         other.disown()
         for number, row in rows.items():
             _, *counted = other._cells(number)
@@ -181,15 +183,14 @@ class FileShelf(Shelf):
     def _open(self) -> None:
         found = os.fstat(self._fd)
         head = os.pread(self._fd, KEY_BYTES, 0) if stat.S_ISREG(found.st_mode) else b"?"
-        if head.strip(b"\0") and head != _MAGIC:
+        if head.strip(b"\0") and not _MAGIC.startswith(head):
             raise _Foreign
         os.fchmod(self._fd, 0o600)
         self._size = 0
-        self._add(self._more(max(_PAGE, found.st_size // _PAGE * _PAGE)))
+        data = self._more(max(_PAGE, found.st_size // _PAGE * _PAGE))
+        data[: _ROW.size] = _MAGIC.ljust(_ROW.size, b"\0")  # a row as the others
+        self._add(data)
         self.begin()
-        if _MAGIC not in self._numbers:
-            self._numbers[_MAGIC] = number = self._free.pop()  # the first of the file
-            self._rows[number][:KEY_BYTES] = _MAGIC
 
     def _more(self, size: int) -> memoryview:
         # Allocated before it is mapped: on a full disk a hole is a SIGBUS when it is written.
@@ -348,8 +349,8 @@ def _read(path: str) -> Iterator[tuple[bytes, tuple[float, ...]]]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
-        size = found.st_size // _ROW.size * _ROW.size
-        if not stat.S_ISREG(found.st_mode) or os.pread(fd, KEY_BYTES, 0) != _MAGIC:
+        size = found.st_size // _PAGE * _PAGE
+        if not stat.S_ISREG(found.st_mode) or not size or os.pread(fd, KEY_BYTES, 0) != _MAGIC:
             return
         # Mapped, not read: each number is loaded at once, and never half of it.
         with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapped:

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from resty_upstream import Upstream
 from resty_upstream.errors import StoreBusy
 from resty_upstream.stores import LOG_ENTRIES, Changes, Document, Store, View
+from resty_upstream.stores.counters import CELLS, ENDS, Row
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.stores.sqlite import SqliteStore
 from resty_upstream.testing import FakeClock
@@ -817,3 +818,113 @@ class StoreMachine(RuleBasedStateMachine):
 def test_a_store_does_what_a_dict_would(name: str) -> None:
     machine = type("Machine", (StoreMachine,), {"make_store": staticmethod(STORES[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=25))
+
+
+# ── counters ──────────────────────────────────────────────────────────────────────────────────
+
+
+def key(name: str) -> bytes:
+    """A key; those of one test belong together."""
+    return b"together" + name.encode().ljust(8)
+
+
+def keys(*names: str) -> Callable[[], list[bytes]]:
+    return lambda: [key(name) for name in names]
+
+
+def test_before_anything_was_counted_there_are_no_sums(store: Store) -> None:
+    assert store.sums() == {}
+
+
+def test_what_is_counted_is_in_the_sums(store: Store) -> None:
+    for name, number in [("a", 1.0), ("b", 2.0), ("a", 0.5)]:
+        row = store.counters(key(name), keys("a", "b"))
+        assert row.ours[0]
+        assert len(row.cells) == CELLS
+        row.cells[CELLS - 1] += number
+    assert {k: numbers[-1] for k, numbers in store.sums().items()} == {key("a"): 1.5, key("b"): 2.0}
+
+
+def test_a_row_that_somebody_has_is_the_same_for_all(store: Store) -> None:
+    assert store.counters(key("a"), keys("a")) is store.counters(key("a"), keys("a"))
+
+
+def test_what_began_and_has_not_ended_is_under_way(store: Store) -> None:
+    cells = store.counters(key("a"), keys("a")).cells
+    cells[0] += 5
+    cells[1] += 1
+    cells[ENDS - 1] += 1
+    cells[ENDS] += 1
+    assert store.sums()[key("a")][:2] == [3, 1]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, CELLS - 1)), max_size=400))
+def test_sums_are_what_was_added(entries: list[tuple[int, int]]) -> None:
+    expected: dict[bytes, list[float]] = {}
+    for make in STORES.values():
+        expected.clear()
+        with tempfile.TemporaryDirectory() as directory:
+            store = make(Path(directory) / "private", FakeClock())
+            for number, cell in entries:
+                for each in {0, cell}:  # each is begun
+                    store.counters(key(str(number)), list).cells[each] += 1
+                    expected.setdefault(key(str(number)), [0.0] * CELLS)[each] += 1
+            for numbers in expected.values():
+                numbers[0] -= sum(numbers[1:ENDS])
+            assert store.sums() == expected
+            store.close()
+
+
+def churn(store: Store, count: int, *, held: bool) -> list[Row]:
+    """Many hosts, of which one after the other is used, each for a short time."""
+    rows = []
+    for number in range(count):
+        row = store.counters(key(str(number)), keys(str(number)))
+        row.cells[1] += 1
+        rows += [row] if held else []
+    return rows
+
+
+def test_rows_that_nobody_uses_are_used_again_where_room_is_short(store: Store) -> None:
+    churn(store, 1000, held=False)
+    assert 1 <= len(store.sums()) < 40
+
+
+def test_rows_in_anybodys_hands_are_left_to_them(store: Store) -> None:
+    rows = churn(store, 100, held=True)
+    assert len({id(row.cells) for row in rows}) == 100
+    assert [numbers[1] for numbers in store.sums().values()] == [1.0] * 100
+
+
+def test_rows_in_use_are_kept_though_nobody_has_them(store: Store) -> None:
+    names = [str(number) for number in range(100)]
+    for name in names:
+        store.counters(key(name), keys(*names)).cells[1] += 1
+    assert len(store.sums()) == 100
+
+
+def test_rows_of_another_group_are_kept(store: Store) -> None:
+    store.counters(b"another!" + bytes(8), list).cells[1] += 1
+    churn(store, 200, held=False)
+    assert store.sums()[b"another!" + bytes(8)][1] == 1
+
+
+def test_a_row_that_is_used_again_begins_at_0(store: Store) -> None:
+    for number in range(100):
+        row = store.counters(key(str(number)), list)
+        assert set(row.cells.tolist()) == {0.0}
+        row.cells[3] += 7
+
+
+def test_threads_that_come_first_together_get_the_same_row(store: Store) -> None:
+    rows: list[Row] = []
+    in_threads(8, lambda _number: rows.append(store.counters(key("a"), keys("a"))))
+    assert len({id(row) for row in rows}) == 1
+
+
+def test_counting_goes_on_after_a_store_was_closed(store: Store) -> None:
+    for _ in range(3):
+        store.counters(key("a"), keys("a")).cells[1] += 1
+        store.close()
+    assert store.sums()[key("a")][1] == 3

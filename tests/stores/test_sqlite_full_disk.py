@@ -174,6 +174,44 @@ def test_a_process_that_starts_on_a_nearly_full_disk_never_dies_of_it(
     assert integrity(str(small_disk / "private" / "upstreams.db")) == "ok"
 
 
+COUNTED = "[counted.successes for counted in upstream.counts().hosts.values()]"
+
+
+def test_requests_are_counted_while_the_disk_is_full_and_by_all_when_there_is_space(
+    small_disk: Path, disk_worker: Worker, start_worker: Callable[..., Worker]
+) -> None:
+    other = start_worker(small_disk / "private" / "upstreams.db")
+    other.run(f"{UPSTREAM}; ask(upstream)")
+    disk_worker.run(f"{UPSTREAM}; upstream.explain()")
+    fill(small_disk)
+    for _ in range(3):
+        disk_worker.run(f"clock.advance({A_SECOND}); ask(upstream)")
+    assert sum(disk_worker.run(COUNTED)) == 4
+    assert sum(other.run(COUNTED)) == 1
+    assert sum("is not shared" in line for line in disk_worker.run("logged")) == 1
+    make_room(small_disk)
+    disk_worker.run(f"clock.advance({A_SECOND}); ask(upstream)")
+    assert sum(disk_worker.run(COUNTED)) == sum(other.run(COUNTED)) == 5
+
+
+@pytest.mark.parametrize("free", range(0, 40, 4))
+def test_a_file_of_counters_that_grows_on_a_nearly_full_disk_kills_nobody(
+    small_disk: Path, disk_worker: Worker, free: int
+) -> None:
+    disk_worker.run(f"{UPSTREAM}; upstream.explain()")
+    fill(small_disk)
+    os.truncate(small_disk / "filler", max(0, os.path.getsize(small_disk / "filler") - free * 1024))
+    disk_worker.run("keys = [b'together%08d' % number for number in range(200)]")
+    for _ in range(3):
+        disk_worker.run("for key in keys: upstream.store.counters(key, lambda: keys).cells[1] += 1")
+        disk_worker.run(f"clock.advance({A_SECOND}); upstream.explain()")
+    counted = "{numbers[1] for key, numbers in upstream.store.sums().items() if key in keys}"
+    assert disk_worker.run(f"list({counted})") == [3.0]
+    make_room(small_disk)
+    disk_worker.run(f"clock.advance({A_SECOND}); upstream.explain()")
+    assert disk_worker.run(f"list({counted})") == [3.0]
+
+
 def test_a_limit_of_the_file_size_is_as_a_full_disk(worker: Worker) -> None:
     worker.run(f"{UPSTREAM}; ask(upstream)")
     worker.run(

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resty_upstream.attempts import Verdict, classify
+from resty_upstream.attempts import BadAnswer, Verdict, classify
+from resty_upstream.counts import KINDS
 from tests.helpers import no_descriptors_left
 
 
@@ -338,6 +339,58 @@ def test_what_the_caller_was_handling_before_the_attempt_is_not_blamed() -> None
     assert classify(error, handled=earlier).counts
 
 
+# ── kinds of failures ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (os_error(errno.ECONNREFUSED), "refused"),
+        (os_error(errno.EHOSTUNREACH), "unreachable"),
+        (os_error(errno.EHOSTDOWN), "unreachable"),
+        (os_error(errno.ETIMEDOUT), "timeout"),
+        (TimeoutError(), "timeout"),
+        (os_error(errno.ECONNRESET), "reset"),
+        (os_error(errno.EPIPE), "reset"),
+        (os_error(errno.ECONNABORTED), "reset"),
+        (EOFError(), "reset"),
+        (http.client.RemoteDisconnected("closed"), "reset"),
+        (ssl.SSLCertVerificationError(1, "self-signed"), "tls"),
+        (socket.gaierror(socket.EAI_NONAME, "no such name"), "name"),
+        (http.client.BadStatusLine("x"), "bad_answer"),
+        (BadAnswer("status 503"), "bad_answer"),
+        (BadAnswer("no answer within 2 s", answered=False), "timeout"),
+    ],
+    ids=repr,
+)
+def test_a_failure_is_of_a_kind(error: Exception, kind: str) -> None:
+    assert classify(raised(error)).kind == kind
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOENT, "refused"), (errno.EAGAIN, "timeout")])
+def test_a_unix_socket_that_is_missing_or_full_is_of_the_kind_that_a_port_would_be(number: int, kind: str) -> None:
+    assert classify(os_error(number), unix=True).kind == kind
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_what_a_client_made_of_an_error_is_of_the_kind_of_the_error(answered: bool) -> None:
+    answer = BadAnswer("ECONNRESET", answered=answered)
+    answer.__cause__ = by_cause(os_error(errno.ECONNRESET))
+    assert classify(answer).kind == "reset"
+
+
+def test_an_error_that_says_nothing_does_not_hide_the_kind_of_an_answer() -> None:
+    answer = BadAnswer("a strange one")
+    answer.__cause__ = ValueError("?")
+    assert classify(answer).kind == "bad_answer"
+
+
+def test_answers_in_a_circle_have_a_kind() -> None:
+    one, two = BadAnswer("one"), BadAnswer("two")
+    one.__cause__, two.__cause__ = two, one
+    assert classify(one).kind == "bad_answer"
+
+
 links = st.deferred(
     lambda: st.builds(
         lambda wrap, inner: wrap(inner),
@@ -359,6 +412,7 @@ def test_no_exception_breaks_the_judgement_and_what_counts_leads_on(error: Excep
     verdict = classify(error, unix=unix)
     assert verdict.reason
     assert verdict.next_host or not verdict.counts
+    assert verdict.kind in KINDS
 
 
 @pytest.mark.parametrize("kind", [ssl.SSLWantReadError, ssl.SSLWantWriteError])
