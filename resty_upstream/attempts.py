@@ -71,11 +71,13 @@ class BadAnswer(Exception):
     """Raised inside an attempt where a client knows better: the host failed, for the reason in its text.
 
     :param answered: whether the host was reached, and answered badly; else it did not answer in time.
+    :param kind: of failure, where the cause does not say; what ``answered`` suggests if not given.
     """
 
-    def __init__(self, reason: str, *, answered: bool = True) -> None:
+    def __init__(self, reason: str, *, answered: bool = True, kind: Kind | None = None) -> None:
         super().__init__(reason)
         self.answered = answered
+        self.kind: Kind = kind or ("bad_answer" if answered else "timeout")
 
 
 class Excused(Exception):
@@ -549,7 +551,7 @@ def _kind_of(error: BadAnswer, unix: bool, handled: BaseException | None) -> Kin
     causes = [] if error.__cause__ is None else _causes(error.__cause__, handled)
     verdicts = [_verdict_on(cause, unix=unix) for cause in causes]
     kinds = [verdict.kind for verdict in verdicts if verdict is not None and verdict.counts]
-    return kinds[-1] if kinds else "bad_answer" if error.answered else "timeout"
+    return kinds[-1] if kinds else error.kind
 
 
 def _causes(error: BaseException, handled: BaseException | None) -> list[BaseException]:

@@ -151,7 +151,8 @@ class Exchange(Attempts):
             return self._judged_timeout(attempt, error)
         if self._was_stale() and self._stale <= _MOST_STALE:
             return Excused(error)
-        return BadAnswer(_brief(error, attempt))
+        # Who closes a connection without a word is said to do so by some clients, and to answer badly by others.
+        return BadAnswer(_brief(error, attempt), kind=None if self.progress.answered else "reset")
 
     def _judged_timeout(self, attempt: Attempt, error: Exception) -> Exception:
         if self._limit == "caller":

@@ -21,7 +21,8 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from operator import add
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -87,23 +88,23 @@ class Shelf:
             self._given[number] = row = Row(self._ours, self._cells(number))
         return row
 
-    def sums(self) -> Iterator[tuple[bytes, tuple[float, ...]]]:
-        """Keys and numbers of its rows, the first of them what is under way."""
-        for key, number in self._numbers.items():
-            numbers = self._cells(number).tolist()
-            yield key, (_under_way(numbers), *numbers[1:])
+    def sums(self) -> dict[bytes, list[float]]:
+        """What it has counted; see :func:`sums_of`."""
+        return sums_of(self.contents())
+
+    def contents(self) -> Iterator[tuple[bytes, list[float]]]:
+        """The keys and numbers of its rows."""
+        return ((key, list(self._cells(number))) for key, number in self._numbers.items())
 
     def adopt(self, other: Shelf) -> None:
         """Add what another shelf has counted to what is here; it may not be used then.
 
         :raises OSError: where there is no room; nothing was added then.
         """
-        rows = {
-            number: self.row(key, self._numbers.keys) for key, number in other._numbers.items() if key != _MAGIC
-        }
+        rows = {key: self.row(key, self._numbers.keys) for key in other._numbers if key != _MAGIC}
         other.disown()
-        for number, row in rows.items():
-            _, *counted = other._cells(number)
+        for key, row in rows.items():
+            _, *counted = other._cells(other._numbers[key])
             for cell, more in enumerate(counted, 1):
                 row.cells[cell] += more
             row.cells[0] += sum(counted[: ENDS - 1])  # what is under way is not noticed here when it ends
@@ -123,7 +124,7 @@ class Shelf:
 
     def _take(self, key: bytes, in_use: InUse) -> int:
         if not self._free:
-            self._forget(key[:GROUP_BYTES], in_use())
+            self._forget(key[:GROUP_BYTES], in_use)
         if not self._free:
             self._add(self._more(max(_PAGE, len(self._rows) * _ROW.size)))
         number = self._free.pop()
@@ -131,12 +132,12 @@ class Shelf:
         self._numbers[key] = number
         return number
 
-    def _forget(self, group: bytes, in_use: Collection[bytes]) -> None:
+    def _forget(self, group: bytes, in_use: InUse) -> None:
         """Free the rows of this group that are not in use, nor in anybody's hands."""
-        for key, number in list(self._numbers.items()):
-            if key.startswith(group) and key not in in_use and number not in self._given:
-                del self._numbers[key]
-                self._clear(number)
+        given = self._given
+        idle = {key for key, number in self._numbers.items() if key.startswith(group) and number not in given}
+        for key in idle.difference(in_use()) if idle else ():
+            self._clear(self._numbers.pop(key))
 
     def _clear(self, number: int) -> None:
         self._rows[number][:] = bytes(_ROW.size)
@@ -253,12 +254,8 @@ class Counters:
     def sums(self) -> dict[bytes, list[float]]:
         """See :class:`~resty_upstream.stores.Store`."""
         with self._lock:
-            alone = [] if self._alone is None else list(self._alone.sums())
-        sums: dict[bytes, list[float]] = {}
-        for key, numbers in itertools.chain(_read_all(self._path), alone):
-            before = sums.get(key)
-            sums[key] = [*numbers] if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
-        return sums
+            alone = [] if self._alone is None else list(self._alone.contents())
+        return sums_of(itertools.chain(_read_all(self._path), alone))
 
     def look(self) -> None:
         """Notice a file that is gone, and give what is counted in this process alone a place in one."""
@@ -331,11 +328,18 @@ def _is_sane(numbers: Sequence[float]) -> bool:
     return min(numbers) >= 0 and sum(numbers) < _MOST
 
 
-def _under_way(numbers: Sequence[float]) -> float:
-    return max(0.0, numbers[0] - sum(numbers[1:ENDS]))
+def sums_of(rows: Iterable[tuple[bytes, list[float]]]) -> dict[bytes, list[float]]:
+    """The sums of all rows of each key, the first number of them what is under way."""
+    sums: dict[bytes, list[float]] = {}
+    for key, numbers in rows:
+        before = sums.get(key)
+        sums[key] = numbers if before is None else list(map(add, before, numbers))
+    for numbers in sums.values():
+        numbers[0] = max(0.0, numbers[0] - sum(numbers[1:ENDS]))  # it may have ended while we looked
+    return sums
 
 
-def _read_all(path: str) -> Iterator[tuple[bytes, tuple[float, ...]]]:
+def _read_all(path: str) -> Iterator[tuple[bytes, list[float]]]:
     """The rows of all files, what is under way only of those whose owner lives."""
     directory, name = os.path.split(path)
     is_ours = re.compile(re.escape(name) + r"\.counts\.\d+").fullmatch
@@ -345,7 +349,7 @@ def _read_all(path: str) -> Iterator[tuple[bytes, tuple[float, ...]]]:
                 yield from _read(os.path.join(directory, found))
 
 
-def _read(path: str) -> Iterator[tuple[bytes, tuple[float, ...]]]:
+def _read(path: str) -> Iterator[tuple[bytes, list[float]]]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -360,7 +364,9 @@ def _read(path: str) -> Iterator[tuple[bytes, tuple[float, ...]]]:
         os.close(fd)
     for key, *numbers in rows:
         if key not in (_FREE, _MAGIC) and _is_sane(numbers):
-            yield key, (_under_way(numbers) if is_alive else 0.0, *numbers[1:])
+            if not is_alive:
+                numbers[0] = sum(numbers[1:ENDS])
+            yield key, numbers
 
 
 def _is_locked(fd: int) -> bool:

@@ -155,7 +155,7 @@ class MemoryStore:
     def sums(self) -> dict[bytes, list[float]]:
         """See :class:`~resty_upstream.stores.Store`."""
         with self._lock:
-            return {key: list(numbers) for key, numbers in self._shelf.sums()}
+            return self._shelf.sums()
 
     def _holder(self, space: _Namespace, name: str) -> str:
         owner, expires = space.leases.get(name, ("", 0.0))

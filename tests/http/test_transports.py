@@ -78,6 +78,13 @@ def methods(server: Server) -> list[str]:
     return [request.method for request in server.received]
 
 
+def counted(upstream: Upstream, host_id: str, pool_id: str) -> tuple[int, int, dict[str, int]]:
+    """Successes, retries, and those kinds of failures of which there were any."""
+    counts = upstream.counts().hosts[pool_id, host_id]
+    assert counts.in_flight == counts.ignored == 0
+    return counts.successes, counts.retries, {kind: times for kind, times in counts.failures.items() if times}
+
+
 # ── requests pass through ─────────────────────────────────────────────────────────────────────
 
 
@@ -585,3 +592,26 @@ def test_pools_say_how_to_speak_tls(opened: Opened, serve: Serve, authority: tru
         assert client.request("GET", "/").host == "a"
     with opened(upstream_of(a, ssl=True)) as client, pytest.raises(client.error):
         client.request("GET", "/")
+
+
+# ── counters ──────────────────────────────────────────────────────────────────────────────────
+
+KINDS = {
+    "/drop": "reset",
+    "/reset": "reset",
+    "/hang": "timeout",
+    "/status/503": "bad_answer",
+    "/garbage": "bad_answer",
+}
+
+
+@pytest.mark.parametrize("fate", KINDS)
+def test_attempts_are_counted_by_what_became_of_them(opened: Opened, serve: Serve, fate: str) -> None:
+    a, b = serve("a", "b")
+    upstream = upstream_of(a, b, first="a", max_fails=100, read_timeout=200, status_codes=["503"])
+    with opened(upstream) as client:
+        client.request("GET", "/")
+        with contextlib.suppress(*_tuple(client.error)):
+            client.request("GET", fate)
+    assert counted(upstream, "a", "first") == (1, 0, {KINDS[fate]: 1})
+    assert counted(upstream, "b", "then") == (0, 1, {KINDS[fate]: 1})

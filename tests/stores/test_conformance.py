@@ -868,7 +868,7 @@ def test_sums_are_what_was_added(entries: list[tuple[int, int]]) -> None:
             store = make(Path(directory) / "private", FakeClock())
             for number, cell in entries:
                 for each in {0, cell}:  # each is begun
-                    store.counters(key(str(number)), list).cells[each] += 1
+                    store.counters(key(str(number)), lambda: expected).cells[each] += 1
                     expected.setdefault(key(str(number)), [0.0] * CELLS)[each] += 1
             for numbers in expected.values():
                 numbers[0] -= sum(numbers[1:ENDS])
