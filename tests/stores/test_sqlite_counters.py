@@ -25,7 +25,11 @@ StartWorker = Callable[..., Worker]
 forks = pytest.mark.parametrize("fork", ["os.fork", "fork_without_hooks"])
 
 KEY = b"together" + bytes(8)
-OPEN = "upstream = Upstream(SqliteStore(path, clock=clock), pools=pools('a')); ask(upstream)"
+OPEN = (
+    "upstream = Upstream(SqliteStore(path, clock=clock), pools=pools('a'))\n"
+    "for _ in range(3): upstream.explain()\n"  # nothing is left to be loaded, by which a fork is noticed
+    "ask(upstream)\n"
+)
 BEGIN = "attempts = upstream.attempts(); attempt = next(attempts); attempt.__enter__()"
 """An attempt that does not end."""
 
@@ -77,7 +81,7 @@ def test_who_only_looks_has_no_file(path: str, upstream: Upstream) -> None:
 
 def test_what_a_killed_process_has_counted_stays(path: str, upstream: Upstream, start_worker: StartWorker) -> None:
     with start_worker() as worker:
-        worker.run(f"{OPEN}; {BEGIN}")
+        worker.run(f"{OPEN}{BEGIN}")
         assert (counts(upstream).successes, counts(upstream).in_flight) == (1, 1)
     assert (counts(upstream).successes, counts(upstream).in_flight) == (1, 0)
 
@@ -87,7 +91,7 @@ def test_the_next_process_goes_on_where_a_killed_one_was(
 ) -> None:
     for number in range(1, 6):
         with start_worker() as worker:
-            worker.run(f"{OPEN}; {BEGIN}")
+            worker.run(f"{OPEN}{BEGIN}")
             assert (counts(upstream).successes, counts(upstream).in_flight) == (number, 1)
     assert files(path) == [".0"]
 
@@ -178,7 +182,7 @@ def test_parent_and_children_that_count_at_once_lose_nothing(
 def test_an_attempt_that_a_child_ends_is_its_parents(
     path: str, upstream: Upstream, worker: Worker, fork: str
 ) -> None:
-    worker.run(f"{OPEN}; {BEGIN}")
+    worker.run(f"{OPEN}{BEGIN}")
     for error in ("None, None", "ValueError, ValueError()"):
         worker.run(f"child(lambda: attempt.__exit__({error}, None), {fork}).result()")
     assert (counts(upstream).successes, counts(upstream).ignored, counts(upstream).in_flight) == (1, 0, 1)
@@ -191,7 +195,7 @@ def test_a_call_without_a_host_is_counted_by_the_child_itself(
     path: str, upstream: Upstream, worker: Worker, fork: str
 ) -> None:
     worker.run(
-        f"{OPEN}\n"
+        f"{OPEN}"
         "from resty_upstream import NoHostAvailable\n"
         "def fail():\n"
         "    try: ask(upstream, 'a')\n"
@@ -238,7 +242,7 @@ def test_a_child_that_lives_on_keeps_no_file_of_its_dead_parent(
     path: str, upstream: Upstream, worker: Worker, start_worker: StartWorker, fork: str, work: str
 ) -> None:
     """Without hooks as soon as it uses a store: nothing in it runs before."""
-    worker.run(f"{OPEN}; {BEGIN}")
+    worker.run(f"{OPEN}{BEGIN}")
     with child_that_lives_on(worker, work, fork):
         assert is_free(path + ".counts.0")
         assert counts(upstream).in_flight == 0
