@@ -88,10 +88,6 @@ class Shelf:
             self._given[number] = row = Row(self._ours, self._cells(number))
         return row
 
-    def sums(self) -> dict[bytes, list[float]]:
-        """What it has counted; see :func:`sums_of`."""
-        return sums_of(self.contents())
-
     def contents(self) -> Iterator[tuple[bytes, list[float]]]:
         """The keys and numbers of its rows."""
         return ((key, list(self._cells(number))) for key, number in self._numbers.items())

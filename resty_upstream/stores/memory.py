@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from resty_upstream.errors import StoreBusy
 from resty_upstream.stores import LOG_ENTRIES, WAIT_S, Changes, Document, View
-from resty_upstream.stores.counters import Row, Shelf
+from resty_upstream.stores.counters import Row, Shelf, sums_of
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class MemoryStore:
     def sums(self) -> dict[bytes, list[float]]:
         """See :class:`~resty_upstream.stores.Store`."""
         with self._lock:
-            return self._shelf.sums()
+            return sums_of(self._shelf.contents())
 
     def _holder(self, space: _Namespace, name: str) -> str:
         owner, expires = space.leases.get(name, ("", 0.0))

@@ -33,6 +33,7 @@ PUBLIC = {
         "clients.redis",
         "clients.smtplib",
         "config",
+        "counts",
         "errors",
         "http.aiohttp",
         "http.httpx",
