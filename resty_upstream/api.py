@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from resty_upstream.errors import HostExists, HostNotFound, PoolExists, PoolNotFound
@@ -11,13 +13,15 @@ from resty_upstream.methods import find_method
 from resty_upstream.model import (
     Host,
     Pool,
+    WeightEnd,
     host_from_options,
     identifier,
     pool_from_options,
     record_key,
     remark,
 )
-from resty_upstream.state import Down, Fact, Rules, Up, added, given
+from resty_upstream.moments import Until, parse_until
+from resty_upstream.state import Down, Fact, Rules, Up, added, by_hand, given
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,26 +158,53 @@ class UpstreamAPI:
 
         self.upstream.commit(change)
 
-    def set_weight(self, pool_id: Id, host_id: Id, weight: int) -> None:
-        """Set the weight of a host; 0 drains it while another host of the pool has a weight."""
-        keys = identifier(pool_id, "the id of a pool"), identifier(host_id, "the id of a host")
-        checked, _ = host_from_options(*keys, {"host": "checked.invalid", "weight": weight})
-
-        def change(edit: Edit) -> None:
-            pool, host = _host(edit, pool_id, host_id)
-            changed = replace(host, weight=checked.weight)
-            _put_pool(edit, replace(pool, hosts=tuple(changed if h is host else h for h in pool.hosts)))
-
-        self.upstream.commit(change)
-
-    def down_host(self, pool_id: Id, host_id: Id, *, reason: str = "", by: str = "") -> None:
-        """Take a host down by hand: nothing but :meth:`up_host` brings it back.
+    def set_weight(
+        self,
+        pool_id: Id,
+        host_id: Id,
+        weight: int,
+        *,
+        reason: str = "",
+        by: str = "",
+        until: Until | None = None,
+    ) -> None:
+        """Set the weight of a host; 0 drains it while another host of the pool has a weight.
 
         :param reason: why, for those who look.
         :param by: who does it, for :meth:`Upstream.history`.
+        :param until: when the weight is what it was again; see :meth:`down_host`. It stays as it is where the
+            weight was set, or declared, to another one meanwhile.
         """
-        fact = Down(self.upstream.store.now(), remark(reason, "reason"))
-        self._apply(pool_id, host_id, fact, remark(by, "by"))
+        keys = identifier(pool_id, "the id of a pool"), identifier(host_id, "the id of a host")
+        checked, _ = host_from_options(*keys, {"host": "checked.invalid", "weight": weight})
+        end_at = parse_until(until, "until", time.time())
+        reason, by = remark(reason, "reason"), remark(by, "by")
+
+        def change(edit: Edit) -> None:
+            pool, host = _host(edit, pool_id, host_id)
+            before = host.weight_end.weight if host.weight_end else host.weight
+            end = WeightEnd(until=end_at, weight=before, reason=reason, by=by) if end_at else UNSET
+            changed = replace(host, weight=checked.weight, weight_end=end)
+            edit.put_host(pool, host, changed, by_hand(reason), by=by)
+
+        self.upstream.commit(change)
+
+    def down_host(
+        self, pool_id: Id, host_id: Id, *, reason: str = "", by: str = "", until: Until | None = None
+    ) -> None:
+        """Take a host down by hand: nothing but :meth:`up_host`, or the end of that time, brings it back.
+
+        Called again, what was said last counts.
+
+        :param reason: why, for those who look.
+        :param by: who does it, for :meth:`Upstream.history`.
+        :param until: when it is up again, with a clean state: a datetime with a time zone, seconds since 1970, or
+            how long from now (a timedelta, or text like ``"30m"``), up to a year. It is a time of the wall clock,
+            and is kept over a reboot. The next request of any process that comes after it finds the host up.
+        """
+        end_at = parse_until(until, "until", time.time())
+        by = remark(by, "by")
+        self._apply(pool_id, host_id, Down(self.upstream.store.now(), remark(reason, "reason"), by, end_at), by)
 
     def up_host(self, pool_id: Id, host_id: Id, *, reason: str = "", by: str = "") -> None:
         """Put a host back, with a clean state, whatever took it down.

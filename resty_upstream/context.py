@@ -268,6 +268,7 @@ class RequestContext:
             snapshot,
             self.key if key is None else lambda _pool: key,
             self.upstream.now(),
+            wall=time.time(),
             excluded=self.excluded(snapshot),
             last_resort=self.upstream.last_resort,
             session=self.host_of_session,

@@ -10,17 +10,18 @@ from resty_upstream.stores import LOG_ENTRIES, Store
 
 
 class Transition(Struct, frozen=True, kw_only=True, rename={"before": "from", "after": "to"}):
-    """A host came up, went down, or was taken down by hand while it was down."""
+    """A host came up, went down, was taken down by hand while it was down, or got another weight."""
 
     at: float
     """When, in epoch seconds."""
     pool: str
     host: str
     before: str
-    """``up``, ``failed`` or ``manual`` (taken down by hand)."""
+    """``up``, ``failed`` or ``manual`` (taken down by hand); ``weight 10``, where the weight was changed."""
     after: str
     reason: str
-    """Why, in a few words: ``ECONNREFUSED``, ``2 checks passed``, ``by hand: new kernel``."""
+    """Why, in a few words: ``ECONNREFUSED``, ``2 checks passed``, ``by hand: new kernel``,
+    ``by hand until 15:00 is over``."""
     process: int
     """The id of the process that committed it."""
     by: str = ""

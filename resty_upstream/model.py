@@ -150,6 +150,19 @@ class OutlierDetection(Struct, frozen=True, kw_only=True):
     """Seconds that are looked at."""
 
 
+class WeightEnd(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """That a person changed the weight of a host for some time."""
+
+    until: float
+    """When it is over, in epoch seconds."""
+    weight: Count
+    """What the weight is then."""
+    reason: str = ""
+    """Why, as the person says."""
+    by: str = ""
+    """Who it is."""
+
+
 class Host(Struct, frozen=True, kw_only=True):
     """One address of a pool."""
 
@@ -163,11 +176,20 @@ class Host(Struct, frozen=True, kw_only=True):
     """The host's share of the pool's traffic; 0 gets none while a host with a weight is available."""
     healthcheck: Annotated[HealthCheck | Literal[False] | None, Meta(description=_TABLE)] = None
     """Instead of the pool's; False for no check of this host."""
+    weight_end: WeightEnd | msgspec.UnsetType = msgspec.UNSET
+    """When ``weight`` is another one, if ever: nothing that is declared."""
 
     @property
     def unix_path(self) -> str | None:
         """The path of the socket, for a host given as ``unix:/path``."""
         return self.host[5:] if self.host.startswith("unix:") else None
+
+    def with_weight_as_of(self, wall: float) -> Host:
+        """The host at that moment, in epoch seconds: with the weight that it has after the end of this one."""
+        end = self.weight_end or None
+        if end is None or end.until > wall:
+            return self
+        return msgspec.structs.replace(self, weight=end.weight, weight_end=msgspec.UNSET)
 
     @property
     def address(self) -> str:
@@ -267,8 +289,8 @@ class GivenHealth(Struct, frozen=True, kw_only=True):
     """Epoch seconds of the last failure; 0 is none."""
 
 
-_OF_CHECKS: Final = ("last_check", "last_result")
-"""What plain dicts have of the last check of a host: to be looked at, nothing that could be given."""
+_ONLY_SHOWN: Final = ("last_check", "last_result", "reason", "by", "until", "weight_then")
+"""What plain dicts have of a host's last check, and of what a person did: nothing that could be given."""
 
 Pools = tuple[Pool, ...]
 
@@ -555,7 +577,7 @@ def plain_options(value: Struct, *, masked: bool = False) -> dict[str, Any]:
 
 
 def _option_names(value: Struct) -> list[str]:
-    return [name for name in value.__struct_fields__ if name not in {"id", "hosts"}]
+    return [name for name in value.__struct_fields__ if name not in {"id", "hosts", "weight_end"}]
 
 
 def _plain_value(name: str, value: Any, *, masked: bool) -> Any:
@@ -617,7 +639,7 @@ def _host(
         problems.append(_not_options(path, options))
         return None, None
     health_options = {name: options[name] for name in options if name in GivenHealth.__struct_fields__}
-    others = {*health_options, *_OF_CHECKS}
+    others = {*health_options, *_ONLY_SHOWN}
     host_options = {name: options[name] for name in options if name not in others}
     before = len(problems)
     values = _checked(Host, host_options, path, problems, more=GivenHealth.__struct_fields__)
@@ -839,6 +861,40 @@ def _differences(place: str, before: Iterable[Pool | Host], after: Iterable[Pool
             yield from _differences(f"{path}.hosts", one.hosts, other.hosts)
 
 
+# ── weights that have an end ──────────────────────────────────────────────────────────────────
+
+
+def with_weights_as_of(pools: Pools, wall: float) -> Pools:
+    """Pools in which the weights that are over at ``wall`` (epoch seconds) are what they were before.
+
+    The same object where there are none.
+    """
+    changed = tuple(_with_weights_as_of(pool, wall) for pool in pools)
+    return changed if any(new is not old for new, old in zip(changed, pools, strict=True)) else pools
+
+
+def _with_weights_as_of(pool: Pool, wall: float) -> Pool:
+    hosts = tuple(host.with_weight_as_of(wall) for host in pool.hosts)
+    is_same = all(new is old for new, old in zip(hosts, pool.hosts, strict=True))
+    return pool if is_same else msgspec.structs.replace(pool, hosts=hosts)
+
+
+def with_ends_of(pools: Pools, before: Pools) -> Pools:
+    """``pools``; a weight that is as it was ``before`` ends when it was to end."""
+    ends = {record_key(pool.id, host.id): host for pool in before for host in pool.hosts if host.weight_end}
+
+    def with_end(pool: Pool, host: Host) -> Host:
+        old = ends.get(record_key(pool.id, host.id))
+        keeps = old is not None and old.weight == host.weight
+        return msgspec.structs.replace(host, weight_end=old.weight_end) if old and keeps else host
+
+    if not ends:
+        return pools
+    return tuple(
+        msgspec.structs.replace(pool, hosts=tuple(with_end(pool, host) for host in pool.hosts)) for pool in pools
+    )
+
+
 # ── the three-way merge of configure() ────────────────────────────────────────────────────────
 
 
@@ -878,6 +934,8 @@ def _merge_options(base: _P | None, declared: _P, current: _P) -> _P:
         for name in declared.__struct_fields__
         if name != "hosts" and getattr(declared, name) != getattr(base, name)
     }
+    if "weight" in changed:
+        changed["weight_end"] = msgspec.UNSET
     return msgspec.structs.replace(current, **changed) if changed else current
 
 

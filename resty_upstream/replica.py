@@ -41,11 +41,13 @@ from resty_upstream.model import (
     pools_to_dicts,
     record_key,
     split_key,
+    with_weights_as_of,
 )
 from resty_upstream.selection import EMPTY, PoolPlan, Snapshot, Target, build, update
 from resty_upstream.state import (
     Change,
     Eject,
+    Expire,
     Fact,
     Failure,
     HostState,
@@ -55,10 +57,13 @@ from resty_upstream.state import (
     Success,
     added,
     apply,
+    as_of,
     decode_state,
+    done_by_hand,
     encode_state,
     given,
     may_eject,
+    over,
     rebooted,
     shown,
 )
@@ -77,6 +82,7 @@ _FAILURES_KEPT: Final = 10_000
 _BUSY_AGAIN_S: Final = 0.05
 _ALIKE_S: Final = 5.0
 _SAID_S: Final = 60.0
+_WRITE_ENDS_S: Final = 1.0
 
 _log = logging.getLogger("resty_upstream.store")
 _failover_log = logging.getLogger("resty_upstream.failover")
@@ -142,6 +148,8 @@ class Edit:
             return None
         if isinstance(fact, Eject) and not self._may_eject(pool.id):
             return state
+        if isinstance(fact, Expire):
+            self._end_weight(pool.id, host.id, fact.wall)
         change = apply(state, fact, Rules.of(pool))
         if change.state is not state:
             self.view.put(record_key(pool.id, host.id), encode_state(change.state))
@@ -156,6 +164,27 @@ class Edit:
         states = [self.state(pool_id, host.id) for host in pool.hosts] if pool else []
         return may_eject(sum(state is not None and state.up for state in states), len(states))
 
+    def _end_weight(self, pool_id: str, host_id: str, wall: float) -> None:
+        """Have the weight of a host be what it was before, if it is time."""
+        pool = next((pool for pool in self.config.pools if pool.id == pool_id), None)
+        host = pool.find(host_id) if pool else None
+        if pool and host and host.weight_end:
+            after = host.with_weight_as_of(wall)
+            if after is not host:
+                self.put_host(pool, host, after, over(host.weight_end.until, wall))
+
+    def put_host(self, pool: Pool, before: Host, after: Host, reason: str, *, by: str = "") -> None:
+        """Replace a host of a pool, both as they are stored, and record what becomes of its weight."""
+        changed = replace(pool, hosts=tuple(after if host is before else host for host in pool.hosts))
+        config = self.config
+        self.save(replace(config, pools=tuple(changed if each is pool else each for each in config.pools)))
+        self.record_weight(pool, before, after, reason, by=by)
+
+    def record_weight(self, pool: Pool, before: Host, after: Host, reason: str, *, by: str = "") -> None:
+        """Put what became of the weight of a host into the history, if it is another one."""
+        if before.weight != after.weight:
+            self._log(pool.id, after.id, f"weight {before.weight}", f"weight {after.weight}", reason, by)
+
     def note(self, pool: Pool, host: Host, before: HostState, change: Change, *, by: str = "") -> None:
         """Record a transition, and remember its event, to be emitted after the commit."""
         reason = change.reason or change.state.reason
@@ -167,18 +196,20 @@ class Edit:
         """Put what happened to a host into the history, if it is a transition."""
         was, became = standing(before.status), standing(after.status)
         if was != became:
-            pool_id, host_id = split_key(key)
-            transition = Transition(
-                at=time.time(),
-                pool=pool_id,
-                host=host_id,
-                before=was,
-                after=became,
-                reason=reason,
-                process=os.getpid(),
-                by=by,
-            )
-            self.view.log(encode_transition(transition))
+            self._log(*split_key(key), was, became, reason, by)
+
+    def _log(self, pool_id: str, host_id: str, before: str, after: str, reason: str, by: str) -> None:
+        transition = Transition(
+            at=time.time(),
+            pool=pool_id,
+            host=host_id,
+            before=before,
+            after=after,
+            reason=reason,
+            process=os.getpid(),
+            by=by,
+        )
+        self.view.log(encode_transition(transition))
 
 
 def nothing(_edit: Edit) -> None:
@@ -220,7 +251,9 @@ class Replica:
 
     def _reset(self) -> None:
         """What a process must have of its own: locks, randomness, its queue, its positions."""
-        self._seen: int | None = None
+        self._loaded: int | None = None  # the version that was taken in last
+        self._seen: int | None = None  # the same, where there is nothing to look for until there is another one
+        self._write_ends_at = float("inf")
         self._retry_at = float("-inf")
         self._reload_lock = threading.Lock()
         self._queue_lock = threading.Lock()
@@ -258,26 +291,62 @@ class Replica:
         return self._secret
 
     def snapshot(self) -> Snapshot:
-        """What this process knows; as new as the store's version. Never raises for the store."""
+        """What this process knows; as new as the store's version. Never raises for the store.
+
+        While a person's change of a host has an end, each call reads the wall clock, and none does otherwise.
+        """
         version = self.store.version(self.id)
         if version == self._seen:
             return self._snapshot
-        return self._reload(version)
+        if version != self._loaded:
+            self._reload(version)
+        wall = time.time()
+        if wall >= self._snapshot.next_end:
+            self._end_due(wall)
+        elif wall >= self._write_ends_at:
+            self._write_ends(wall)
+        return self._snapshot
 
-    def _reload(self, version: int) -> Snapshot:
+    def _end_due(self, wall: float) -> None:
+        """Have over what was to be until now: at once in this process, and for all with the next commit."""
+        if not self._reload_lock.acquire(timeout=_patience_s()):
+            return  # another thread is at it
+        try:
+            snapshot = self._snapshot
+            due = [key for key, end in snapshot.ends.items() if end <= wall]
+            for key in due:
+                self._enqueue(Observation(snapshot.targets[key], Expire(self.now(), wall)))
+            self._write_ends_at = min(self._write_ends_at, wall + _WRITE_ENDS_S)
+            self._rebuild(with_weights_as_of(snapshot.pools, wall), self._secret, due)
+        finally:
+            self._reload_lock.release()
+
+    def _write_ends(self, wall: float) -> None:
+        """Write what was found to be over a while ago, where no request has done it after its response."""
+        if self.has_queue:
+            self.flush()
+        self._write_ends_at = wall + _WRITE_ENDS_S if self.has_queue else float("inf")
+        self._forget_version()
+
+    def _forget_version(self) -> None:
+        """Have the next snapshot look at the store."""
+        self._loaded = self._seen = None
+
+    def _reload(self, version: int) -> None:
         self.own()
         if self.now() < self._retry_at:
-            return self._snapshot
+            return
         events: list[HostEvent] = []
         # Who has nothing yet waits for it. The others do not wait for long, and on an event loop not at all.
         patience_s, wait_s = (-1.0, _RETRY_S) if self._snapshot is EMPTY else (_patience_s(), _READ_WAIT_S)
         wait_s = wait_s if patience_s else 0.0
         if not self._reload_lock.acquire(timeout=patience_s):
-            return self._snapshot  # another thread is at it
+            return  # another thread is at it
         try:
-            if self._seen != version:
+            if self._loaded != version:
                 self._take_in(*self._settled_changes(events, wait_s))
-                self._seen = version
+                self._loaded = version
+                self._seen = version if self._snapshot.next_end == self._write_ends_at == float("inf") else None
                 self._recover()
         except StoreBusy as error:
             self._retry_at = self.now() + (_RETRY_S if wait_s else _BUSY_AGAIN_S)
@@ -288,7 +357,6 @@ class Replica:
         finally:
             self._reload_lock.release()
         self.listeners.emit(events)
-        return self._snapshot
 
     def _settled_changes(self, events: list[HostEvent], wait_s: float) -> tuple[Changes, Config | None]:
         """What is new, once what this process has to say about it is in the store."""
@@ -530,6 +598,7 @@ class Replica:
                 edit.put(pool.id, host.id, state)
             if old is not None:
                 edit.note(pool, host, old, _change_by_hand(old, state))
+                edit.record_weight(pool, before[key][1], host, "declared" if keep else "by hand")
         edit.save(config)
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -640,7 +709,7 @@ class Replica:
             if self._shows_in_flight:
                 # A snapshot was built meanwhile, perhaps of states that had these facts already: build again.
                 self._shows_in_flight = False
-                self._seen = None
+                self._forget_version()
 
     def _put_back(self, queue: dict[str, list[Observation]]) -> None:
         if not queue:
@@ -759,14 +828,28 @@ class Replica:
                 pass  # what is known must do
             except StoreError as error:
                 self._suffer(error)
-                self._seen = None  # look again, though the version may stay as it is
+                self._forget_version()  # look again, though the version may stay as it is
+        pools, states = all_as_of(pools, states, self.now(), time.time())
         plain = pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
         for pool in pools:
             for host in pool.hosts:
-                last = checks.get(record_key(pool.id, host.id))
+                key, options = record_key(pool.id, host.id), plain[pool.id]["hosts"][host.id]
+                options |= done_by_hand(host, states.get(key) or added(0))
+                last = checks.get(key)
                 if last is not None and pool.check_of(host) is not None:
-                    plain[pool.id]["hosts"][host.id] |= {"last_check": last.wall, "last_result": str(last.result)}
+                    options |= {"last_check": last.wall, "last_result": str(last.result)}
         return plain
+
+
+def all_as_of(
+    pools: Pools, states: Mapping[str, HostState], at: float, wall: float
+) -> tuple[Pools, dict[str, HostState]]:
+    """Stored pools and states at this moment, whether it was written already what of them is over.
+
+    :param at: seconds of the store's clock.
+    :param wall: epoch seconds.
+    """
+    return with_weights_as_of(pools, wall), {key: as_of(state, at, wall) for key, state in states.items()}
 
 
 def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:

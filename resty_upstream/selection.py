@@ -7,6 +7,7 @@ left, the last resort. A host is never offered twice to one request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterator, Mapping
 from operator import attrgetter
 from types import MappingProxyType
@@ -29,7 +30,7 @@ from resty_upstream.methods import (
     with_slow_start,
 )
 from resty_upstream.model import Host, Pool, Pools, record_key
-from resty_upstream.state import HostState, Rules, Status
+from resty_upstream.state import HostState, Rules, Status, told_of_down, told_of_weight
 
 if TYPE_CHECKING:
     from random import Random
@@ -45,6 +46,7 @@ class Target:
         "available",
         "back_at",
         "due_at",
+        "end",
         "failed",
         "host",
         "id",
@@ -78,6 +80,8 @@ class Target:
         self.failed = state.failed
         self.due_at = state.due_at
         self.back_at = state.back_at
+        self.end = _end_of(host, state)
+        """When what a person did to it is over, in epoch seconds; 0: never."""
         self.load: Load | None = None
         """What this process has under way there, in pools that ask for it."""
         self.row: Row | None = None
@@ -105,6 +109,13 @@ class Target:
 
     def __repr__(self) -> str:
         return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
+
+
+def _end_of(host: Host, state: HostState) -> float:
+    """When the next thing that a person did to a host is over; 0: never."""
+    if not host.weight_end:
+        return state.until
+    return min(state.until or math.inf, host.weight_end.until)
 
 
 class PoolPlan:
@@ -146,7 +157,7 @@ class Choice(NamedTuple):
 class Snapshot:
     """Pools and the state of their hosts at one moment; nothing in it changes."""
 
-    __slots__ = ("asks_visitors", "loads", "plans", "pools", "targets", "untroubled")
+    __slots__ = ("asks_visitors", "ends", "loads", "next_end", "plans", "pools", "targets", "untroubled")
 
     def __init__(
         self,
@@ -154,7 +165,11 @@ class Snapshot:
         targets: Mapping[str, Target],
         plans: tuple[PoolPlan, ...],
         loads: Mapping[str, Load] = MappingProxyType({}),
+        ends: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
+        self.ends = ends
+        """When what a person did to a host is over, in epoch seconds; only of hosts with such an end."""
+        self.next_end = min(ends.values(), default=math.inf)
         self.loads = loads
         """Of hosts of pools that ask for it; they go on from one snapshot of a process to the next."""
         self.pools = pools
@@ -213,7 +228,8 @@ def build(
         if pool.up:
             plans.append(_plan(pool, hosts, old, setting))
     plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
-    return Snapshot(pools, targets, tuple(plans), loads)
+    ends = {target.key: target.end for target in targets.values() if target.end}
+    return Snapshot(pools, targets, tuple(plans), loads, ends)
 
 
 def _asks_for_load(pool: Pool) -> bool:
@@ -241,7 +257,9 @@ def update(
     targets.update([(target.key, target) for target in changed.values()])
     pools = {target.pool.id for target in changed}
     plans = [_with(plan, changed, setting) if plan.pool.id in pools else plan for plan in previous.plans]
-    return Snapshot(previous.pools, targets, tuple(plans), previous.loads)
+    ends = {key: end for key, end in previous.ends.items() if targets[key].end}
+    ends.update([(target.key, target.end) for target in changed.values() if target.end])
+    return Snapshot(previous.pools, targets, tuple(plans), previous.loads, ends)
 
 
 def _with(plan: PoolPlan, changed: Mapping[Target, Target], setting: Setting) -> PoolPlan:
@@ -390,6 +408,7 @@ def explain(
     key: Callable[[Pool], Key | None],
     now: float,
     *,
+    wall: float,
     excluded: set[Target],
     last_resort: bool,
     session: Callable[[Pool], str | None] = lambda _pool: None,
@@ -397,6 +416,7 @@ def explain(
 ) -> Explanation:
     """Every pool and host, with the reason it is taken or passed over by a request with this key.
 
+    :param wall: ``now`` in epoch seconds.
     :param excluded: hosts on which the request failed already.
     :param session: as of :func:`choices`.
     :param checking: whether a process checks hosts: those with a check are left to it.
@@ -425,6 +445,7 @@ def explain(
                 weighted,
                 keyed,
                 now,
+                wall,
                 used=used is not None and used.pool is pool,
                 left_to_checks=host in not_probed,
             )
@@ -511,6 +532,7 @@ def _host_reason(
     weighted: bool,
     keyed: Target | None,
     now: float,
+    wall: float,
     *,
     used: bool,
     left_to_checks: bool,
@@ -518,7 +540,7 @@ def _host_reason(
     state = target.state
     share = 0.0
     if state.status is Status.MANUAL:
-        reason = f"passed over: taken down {state.reason or 'by hand'}"
+        reason = f"passed over: taken down {told_of_down(state, wall)}"
     elif left_to_checks:
         reason = f"passed over: failed ({state.reason}), {back_by_checks(target)}"
     elif state.status is Status.PROBING and not state.due(now):
@@ -539,4 +561,6 @@ def _host_reason(
             reason += f" (slow start: back for {now - target.back_at:.0f} s of {target.pool.slow_start:g} s)"
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
+    if target.host.weight_end:
+        reason += f" (weight {target.weight} {told_of_weight(target.host, wall)})"
     return HostReason(target.host, state.up, share, reason, state)

@@ -18,11 +18,13 @@ Pure: ``apply(state, fact, rules) -> Change``. Time and randomness arrive with t
     │  ┌───────────────────────────────────────────────────────────────┐           Down            │
     │  │                     MANUAL (lastfail = 0)                     │◀──────────────────────────┘
     │  └───────────────────────────────────────────────────────────────┘
-    │    │ Up, and nothing else          Success of anyone while PROBING: UP
-    └────┘
+    │    │ Up; Expire, once its end is      Success of anyone while PROBING: UP
+    └────┘ there; and nothing else          Down while MANUAL: another reason, or end
 
 ``up`` is true in UP alone. A result whose attempt *began* before the last change of ``up`` says nothing
 about the state after it and is dropped: fifty requests in flight to a host that dies are one event.
+
+The end of what a person did (``until``) alone is on the wall clock: see :mod:`resty_upstream.moments`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from resty_upstream.errors import StoreFormatError
-from resty_upstream.model import COUNT_LIMIT, GivenHealth, Pool
+from resty_upstream.model import COUNT_LIMIT, GivenHealth, Host, Pool
+from resty_upstream.moments import shown_moment
 
 
 class Status(StrEnum):
@@ -52,7 +55,7 @@ class Status(StrEnum):
 class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The shared record of one host: some tens of bytes in the store.
 
-    Times that are compared are seconds of the store's clock; ``lastfail`` alone is for people.
+    Times that are compared are seconds of the store's clock; ``lastfail`` is for people, ``until`` from them.
     """
 
     status: Status = Status.UP
@@ -74,6 +77,10 @@ class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """When that lease ends by itself."""
     reason: str = ""
     """Why the host is down, in a few words."""
+    by: str = ""
+    """Who took it down by hand, and said so."""
+    until: float = 0
+    """Until when it is down by hand, in epoch seconds; 0 is without an end."""
     back_at: float = 0
     """When the host last came back from being down; 0 is never."""
     bad_checks: int = 0
@@ -205,6 +212,10 @@ class Down(NamedTuple):
     at: float
     reason: str = ""
     """Why, as the person says."""
+    by: str = ""
+    """Who it is."""
+    until: float = 0
+    """When it is over, in epoch seconds; 0: when a person says so."""
 
 
 class Up(NamedTuple):
@@ -215,13 +226,21 @@ class Up(NamedTuple):
     """Why, as the person says."""
 
 
+class Expire(NamedTuple):
+    """Somebody looked at the wall clock, and what a person did may be over."""
+
+    at: float
+    wall: float
+    """Epoch seconds of ``at``."""
+
+
 class Revive(NamedTuple):
     """``revive_hosts``: clean every host whose time is over."""
 
     at: float
 
 
-Fact = Success | Failure | Probe | Release | CheckPassed | CheckFailed | Eject | Down | Up | Revive
+Fact = Success | Failure | Probe | Release | CheckPassed | CheckFailed | Eject | Down | Up | Expire | Revive
 
 
 class Change(NamedTuple):
@@ -378,17 +397,42 @@ def _release(state: HostState, fact: Release, _rules: Rules) -> Change:
 
 
 def _take_down(state: HostState, fact: Down, _rules: Rules) -> Change:
-    reason = _by_hand(fact)
-    down = HostState(status=Status.MANUAL, changed_at=fact.at if state.up else state.changed_at, reason=reason)
+    reason = by_hand(fact.reason)
+    down = HostState(
+        status=Status.MANUAL,
+        changed_at=fact.at if state.up else state.changed_at,
+        reason=reason,
+        by=fact.by,
+        until=fact.until,
+    )
+    if down == state:
+        return Change(state)
     return Change(down, "host_down" if state.up else "", reason, routing=True)
 
 
+def _expire(state: HostState, fact: Expire, _rules: Rules) -> Change:
+    if not is_over(state.until, fact.wall):
+        return Change(state)
+    return Change(_back(fact.at), "host_up", over(state.until, fact.wall), routing=True)
+
+
+def is_over(until: float, wall: float) -> bool:
+    """Whether what a person did until then has ended by now; both in epoch seconds, 0 being without an end."""
+    return 0 < until <= wall
+
+
+def over(until: float, wall: float) -> str:
+    """Why what a person did has ended."""
+    return f"by hand until {shown_moment(until, wall)} is over"
+
+
 def _put_back(_state: HostState, fact: Up, _rules: Rules) -> Change:
-    return Change(_back(fact.at), "host_up", _by_hand(fact), routing=True)
+    return Change(_back(fact.at), "host_up", by_hand(fact.reason), routing=True)
 
 
-def _by_hand(fact: Down | Up) -> str:
-    return f"by hand: {fact.reason}" if fact.reason else "by hand"
+def by_hand(reason: str) -> str:
+    """Why a host is in a state to which a person brought it, who may have said more."""
+    return f"by hand: {reason}" if reason else "by hand"
 
 
 def _forgive(state: HostState, _fact: Up, _rules: Rules) -> Change:
@@ -435,7 +479,9 @@ _TRANSITIONS: Final[dict[tuple[Status, type], Callable[[HostState, Any, Rules], 
     (Status.PROBING, Down): _take_down,
     (Status.PROBING, Up): _put_back,
     (Status.PROBING, Revive): _revive,
+    (Status.MANUAL, Down): _take_down,
     (Status.MANUAL, Up): _put_back,
+    (Status.MANUAL, Expire): _expire,
 }
 
 
@@ -484,7 +530,64 @@ def shown(state: HostState) -> GivenHealth:
 
 def rebooted(state: HostState) -> HostState:
     """A state after the machine came up again: health is forgotten, what a person did is kept."""
-    return HostState(status=Status.MANUAL, reason=state.reason) if state.status is Status.MANUAL else HostState()
+    if state.status is not Status.MANUAL:
+        return HostState()
+    return HostState(status=Status.MANUAL, reason=state.reason, by=state.by, until=state.until)
+
+
+def as_of(state: HostState, at: float, wall: float) -> HostState:
+    """A stored state at this moment, whether it was written already that its end is there or not."""
+    # No rules of a pool have a say in it.
+    return apply(state, Expire(at, wall), _NO_RULES).state if state.until else state
+
+
+_NO_RULES: Final = Rules(0, 0, 0)
+
+
+# ── what a person did to a host, for people ───────────────────────────────────────────────────
+
+
+def done_by_hand(host: Host, state: HostState) -> dict[str, Any]:
+    """What a person did to a host that is down by hand, or whose weight has an end, as plain dicts show it.
+
+    ``reason``, ``by`` and ``until`` (epoch seconds), each where it is set; ``weight_then``, the weight to be.
+    """
+    change = host.weight_end or None
+    manual = state.status is Status.MANUAL
+    said: dict[str, Any] = {}
+    if manual:
+        said = {"reason": _said(state), "by": state.by, "until": state.until}
+    elif change:
+        said = {"reason": change.reason, "by": change.by, "until": change.until}
+    then = {"weight_then": change.weight} if change else {}
+    return {name: value for name, value in said.items() if value} | then
+
+
+def _said(state: HostState) -> str:
+    """Why a host is down by hand, as the person says."""
+    return state.reason.removeprefix("by hand").removeprefix(": ")
+
+
+def told_of_down(state: HostState, wall: float) -> str:
+    """How a host is down by hand: ``by hand by alice until 15:00: new kernel``.
+
+    :param wall: epoch seconds, now.
+    """
+    return f"by hand {told(state.by, state.until, _said(state), wall)}".rstrip()
+
+
+def told_of_weight(host: Host, wall: float) -> str:
+    """Of a weight that has an end: ``by alice until 15:00, then 10: new kernel``; nothing of another."""
+    change = host.weight_end or None
+    if change is None:
+        return ""
+    return told(change.by, change.until, change.reason, wall, f", then {change.weight}")
+
+
+def told(by: str, until: float, reason: str, wall: float, then: str = "") -> str:
+    """Who did something, until when and why: ``by alice until 15:00: new kernel``, of which all may be missing."""
+    words = [f"by {by}"] * bool(by) + [f"until {shown_moment(until, wall)}{then}"] * (until > 0)
+    return " ".join(words) + (f": {reason}" if reason else "")
 
 
 def encode_state(state: HostState) -> bytes:

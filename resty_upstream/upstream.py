@@ -18,7 +18,14 @@ from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, 
 from resty_upstream.events import EventName, Listener, Listeners
 from resty_upstream.history import Transition, read_history
 from resty_upstream.methods import find_method
-from resty_upstream.model import Definition, flag, identifier, parse_duration_s, pools_from_dicts
+from resty_upstream.model import (
+    Definition,
+    flag,
+    identifier,
+    parse_duration_s,
+    pools_from_dicts,
+    with_ends_of,
+)
 from resty_upstream.replica import Edit, Replica, nothing
 from resty_upstream.selection import Explanation
 from resty_upstream.state import Revive
@@ -293,6 +300,8 @@ class Upstream:
     def get_pools(self) -> dict[str, dict[str, Any]]:
         """All pools with their hosts and health, as plain dicts in the shape of lua-resty-upstream.
 
+        Hosts that a person took down, or whose weight has an end, also have what was said of it: ``reason``,
+        ``by``, ``until`` (seconds since 1970), each where it is set, and ``weight_then``, the weight to be.
         A copy: changing it changes nothing. While the store fails, what this process knows.
         """
         return self.replica.describe()
@@ -306,6 +315,8 @@ class Upstream:
 
     def history(self, limit: int = LOG_ENTRIES) -> list[Transition]:
         """The last transitions of hosts, made by any process, the newest at the end; a thousand are kept.
+
+        Changes of weights are among them: from ``weight 10`` to ``weight 0``.
 
         :param limit: how many at most.
         :raises StoreError: when the store cannot be read.
@@ -344,7 +355,7 @@ class Upstream:
         definition = _definition(pools)
 
         def change(edit: Edit) -> None:
-            config = replace(edit.config, pools=definition.pools)
+            config = replace(edit.config, pools=with_ends_of(definition.pools, edit.config.pools))
             self.replica.put_pools(edit, config, definition, keep=False)
 
         self.commit(change)

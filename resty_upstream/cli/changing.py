@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from typing import Any, Final
 
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, Verb, WrongUsage, option
 from resty_upstream.cli.text import counted, shown
 from resty_upstream.model import Host
+from resty_upstream.moments import shown_moment
 
 Options = dict[str, Any]
 
@@ -133,17 +135,45 @@ def remove_host(call: Call) -> None:
 
 def set_weight(call: Call) -> None:
     """Set the weight of a host."""
-    before = _host_before(call).get("weight") == call.options.new_weight
-    call.api.set_weight(call.options.pool, call.options.host, call.options.new_weight)
-    _say(call, _host(call), f"has weight {call.options.new_weight}", before=before)
+    host, until = _host_before(call), _until(call)
+    before = host.get("weight") == call.options.new_weight and "weight_then" not in host
+    call.api.set_weight(
+        call.options.pool,
+        call.options.host,
+        call.options.new_weight,
+        reason=call.options.reason,
+        by=user_name(),
+        until=until,
+    )
+    _say_until(call, f"has weight {call.options.new_weight}", until, before=before)
 
 
 def down_host(call: Call) -> None:
     """Take a host down by hand."""
-    host = _host_before(call)
-    before = bool(host) and not host["up"] and not host["lastfail"]  # by hand
-    call.api.down_host(call.options.pool, call.options.host, reason=call.options.reason, by=user_name())
-    _say(call, _host(call), "is down", before=before)
+    host, until = _host_before(call), _until(call)
+    before = bool(host) and not host["up"] and not host["lastfail"] and "until" not in host  # by hand
+    call.api.down_host(
+        call.options.pool, call.options.host, reason=call.options.reason, by=user_name(), until=until
+    )
+    _say_until(call, "is down", until, before=before)
+
+
+def _until(call: Call) -> float | None:
+    """When it is to be over, in epoch seconds; None for never."""
+    until: float | None = call.options.until
+    if call.options.lasting is None:
+        return until
+    if until is not None:
+        raise WrongUsage(f"--until and --for say the same: give one of them (see {call.options.prog} --help)")
+    return time.time() + float(call.options.lasting)
+
+
+def _say_until(call: Call, now: str, until: float | None, *, before: bool) -> None:
+    """As :func:`_say`, of a host; what has an end is new."""
+    if until is None:
+        _say(call, _host(call), now, before=before)
+    else:
+        _say(call, _host(call), f"{now} until {shown_moment(until, time.time())}")
 
 
 def up_host(call: Call) -> None:
@@ -164,6 +194,21 @@ REASON: Final = option(
     type=arguments.reason,
     default="",
     help="why, for those who look at it; your user name is kept with it",
+)
+ENDS: Final = (
+    option(
+        "--until",
+        metavar="TIME",
+        type=arguments.moment,
+        help="when it is over: the next 15:00, or 2026-11-27T15:00, in local time",
+    ),
+    option(
+        "--for",
+        dest="lasting",
+        metavar="DURATION",
+        type=arguments.lasting,
+        help="how long it lasts, instead: 30m, 2h, or seconds",
+    ),
 )
 HOST: Final = option("host", metavar="HOST", type=arguments.name, help="the id of the host in the pool")
 
@@ -322,17 +367,25 @@ VERBS: Final = (
         set_weight,
         "set the weight of a host; 0 drains it",
         "Set the weight of a host: its share of the pool's traffic, beside the weights of the others.\n\n"
-        "0 drains it: no new request goes there while another host of the pool has a weight.",
-        (POOL, HOST, option("new_weight", metavar="N", type=arguments.weight, help="a whole number, 0 or more")),
-        ("primary a 0",),
+        "0 drains it: no new request goes there while another host of the pool has a weight.\n\n"
+        "With --until or --for the weight is then what it was, unless it was changed meanwhile.",
+        (
+            POOL,
+            HOST,
+            option("new_weight", metavar="N", type=arguments.weight, help="a whole number, 0 or more"),
+            REASON,
+            *ENDS,
+        ),
+        ("primary a 0", "primary a 0 --for 30m --reason 'new kernel'"),
     ),
     Verb(
         "down-host",
         down_host,
         "take a host down by hand",
-        "Take a host down by hand: it gets no request until up-host puts it back.",
-        (POOL, HOST, REASON),
-        ("primary a --reason 'new kernel'",),
+        "Take a host down by hand: it gets no request until up-host puts it back, or the time that is given is "
+        "there. Said again, what was said last counts.",
+        (POOL, HOST, REASON, *ENDS),
+        ("primary a --reason 'new kernel'", "primary a --until 15:00"),
     ),
     Verb(
         "up-host",

@@ -7,6 +7,7 @@ when the last failure was.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from msgspec.structs import asdict, replace
 from resty_upstream.cli.look import Look
 from resty_upstream.cli.text import counted
 from resty_upstream.model import Host, Pool, changed_options, record_key
-from resty_upstream.state import HostState, Status
+from resty_upstream.state import HostState, Status, done_by_hand, told
 
 States = Mapping[str, HostState]
 
@@ -32,6 +33,10 @@ class Event(Struct, frozen=True, kw_only=True):
     host: str | None = None
     address: str | None = None
     reason: str | None = None
+    by: str | None = None
+    """Who did it, where a person did and said so."""
+    until: float | None = None
+    """When it is over, in epoch seconds."""
     failcount: int | None = None
     option: str | None = None
     """What was changed."""
@@ -49,8 +54,10 @@ class Event(Struct, frozen=True, kw_only=True):
 
     def _happened(self, happened: str) -> str:
         why = f": {self.reason}" if self.reason else ""
+        if self.by or self.until:
+            why = f" {told(self.by or '', self.until or 0, self.reason or '', time.time())}"
         if happened == "changed":
-            return f"has {self.option} {self.after}, had {self.before}"
+            return f"has {self.option} {self.after}, had {self.before}{why}"
         if happened == "failed":
             return f"failed{why} ({counted(self.failcount or 0, 'failure')} in a row)"
         if happened == "down" and self.failcount:
@@ -109,7 +116,9 @@ def _of_host(
         return
     else:
         for name, was, became in changed_options(old, new):
-            yield event(event="host_changed", option=name, before=was, after=became)
+            said = done_by_hand(new, HostState()) if name == "weight" else {}
+            said.pop("weight_then", None)
+            yield event(event="host_changed", option=name, before=was, after=became, **said)
     for happened in _of_state(before, after):
         yield event(**happened)
 
@@ -117,7 +126,13 @@ def _of_host(
 def _of_state(before: HostState, after: HostState) -> Iterator[dict[str, Any]]:
     """What moved a host from one state to the other; both ways where it went and came back."""
     up, down = {"event": "host_up"}, {"event": "host_down"}
-    now_down = {**down, "reason": after.reason or None, "failcount": after.failcount or None}
+    now_down = {
+        **down,
+        "reason": after.reason or None,
+        "failcount": after.failcount or None,
+        "by": after.by or None,
+        "until": after.until or None,
+    }
     if before.up != after.up:
         yield up if after.up else now_down
     elif before.changed_at != after.changed_at:

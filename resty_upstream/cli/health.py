@@ -238,10 +238,10 @@ VERBS: Final = (
         "history",
         history,
         "what happened to hosts",
-        "Print when hosts came up and went down, or were taken down by hand: the last thousand times, by any "
-        "process, the newest at the end; with the reason, and who did it.\n\n"
-        "With --json each is an object with time (ISO 8601, UTC), pool, host, from and to (up, failed or manual), "
-        "reason, process and by.",
+        "Print when hosts came up and went down, were taken down by hand, or got another weight: the last "
+        "thousand times, by any process, the newest at the end; with the reason, and who did it.\n\n"
+        "With --json each is an object with time (ISO 8601, UTC), pool, host, from and to (up, failed or manual; "
+        "weight 10), reason, process and by.",
         (
             option(
                 "--limit",

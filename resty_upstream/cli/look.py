@@ -6,6 +6,7 @@ remembers a store that was lost would write it back. Who only looks must do neit
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from resty_upstream.errors import StoreFormatError
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.methods import Key
 from resty_upstream.model import Config, Pool, Pools, decode_config, record_key
+from resty_upstream.replica import all_as_of
 from resty_upstream.selection import Explanation, Snapshot, build, explain
 from resty_upstream.state import HostState, decode_state, rebooted
 from resty_upstream.stores import Document
@@ -56,6 +58,8 @@ class Look(NamedTuple):
     identity: str
     """See :class:`Stored`."""
     checks: Checks = NO_CHECKS
+    wall: float = 0.0
+    """``now`` in epoch seconds."""
 
     def states(self) -> dict[str, HostState]:
         """The states of all hosts, by :func:`~resty_upstream.model.record_key`."""
@@ -86,17 +90,28 @@ def look(upstream: Upstream, key: Key | None = None) -> Look:
 
 
 def look_at(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
-    """What :func:`read` found, at this moment."""
-    now = upstream.store.now()
+    """What :func:`read` found, at this moment: what was to end by now has ended, written or not."""
+    wall, snapshot = time.time(), stored.snapshot
+    if wall >= snapshot.next_end:
+        states = {target.key: target.state for target in snapshot.targets.values()}
+        pools, states = all_as_of(snapshot.pools, states, upstream.store.now(), wall)
+        stored = stored._replace(snapshot=_snapshot(upstream, pools, states, stored.identity))
+    return look_as_stored(upstream, stored, key)
+
+
+def look_as_stored(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
+    """What :func:`read` found, as it was written."""
+    now, wall = upstream.store.now(), time.time()
     explanation = explain(
         stored.snapshot,
         lambda _pool: key,
         now,
+        wall=wall,
         excluded=set(),
         last_resort=upstream.last_resort,
         checking=stored.checks.running,
     )
-    return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity, stored.checks)
+    return Look(stored.snapshot.pools, explanation, stored.declared, now, stored.identity, stored.checks, wall)
 
 
 def read(upstream: Upstream) -> Stored | None:

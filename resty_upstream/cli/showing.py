@@ -23,7 +23,7 @@ from resty_upstream.model import (
     unit_of,
 )
 from resty_upstream.selection import HostReason, PoolReason
-from resty_upstream.state import HostState, Status
+from resty_upstream.state import HostState, Status, done_by_hand, told_of_down, told_of_weight
 
 JSON = option("--json", action="store_true", help="print JSON")
 
@@ -125,14 +125,15 @@ def state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Ce
     :param drained: whether a weight of 0 was set at run time.
     """
     cell = _state_cell(seen, host, pool, drained=drained)
-    checked = _checked(seen, host, pool)
-    return cell._replace(text=f"{cell.text}, {checked}") if checked else cell
+    weight = f"weight {host.host.weight} {told_of_weight(host.host, seen.wall)}" if host.host.weight_end else ""
+    more = [text for text in (shown(weight), _checked(seen, host, pool)) if text]
+    return cell._replace(text=", ".join([cell.text, *more]))
 
 
 def _state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Cell:
     state, now = host.state, seen.now
     if state.status is Status.MANUAL:
-        return Cell(f"down {shown(state.reason or 'by hand')}", YELLOW)
+        return Cell(f"down {shown(told_of_down(state, seen.wall))}", YELLOW)
     if state.failed:
         left = seen.checks.running and pool.check_of(host.host)
         then = _by_checks(left, state) if left else _next_probe(state, now)
@@ -349,13 +350,14 @@ def _host_as_json(seen: Look, pool: Pool, host: HostReason) -> dict[str, Any]:
         due_in_s = math.inf
     return {
         **_options_of(host.host),
+        **(said := done_by_hand(host.host, state)),
         "address": host.host.address,
         "share": round(host.share, 6),
         "up": host.up,
         "status": str(state.status),
         "failcount": state.failcount,
         "lastfail": state.lastfail,
-        "reason": state.reason,
+        "reason": state.reason or said.get("reason", ""),
         "probe_in_s": round(max(0.0, due_in_s), 1) if math.isfinite(due_in_s) else None,
         **_check_as_json(seen, pool, host),
     }
@@ -427,7 +429,8 @@ VERBS: Final = (
         "With --json there are upstream, summary and pools: each with its options, used, reason, hosts_up and "
         "hosts; of these also address, share (from 0 to 1), up, status (up, failed, probing or manual), "
         "failcount, lastfail (seconds since 1970; 0 is none), reason and probe_in_s; where the host is checked "
-        "also last_check and last_result.",
+        "also last_check and last_result; where a person took it down, or changed its weight for a time, also by, "
+        "until (seconds since 1970) and weight_then (the weight to be), where they are known.",
         (JSON,),
         ("", "--json"),
     ),

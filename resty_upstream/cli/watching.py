@@ -15,7 +15,7 @@ from typing import Final
 from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, Verb, option
 from resty_upstream.cli.events import Event, events_between
-from resty_upstream.cli.look import Look, Stored, look_at, read, read_checks
+from resty_upstream.cli.look import Look, Stored, look_as_stored, look_at, read, read_checks
 from resty_upstream.cli.screen import BOLD, DIM, Screen, terminal_size
 from resty_upstream.cli.showing import list_lines
 from resty_upstream.cli.signals import ENDS, Signals
@@ -75,8 +75,12 @@ class Watcher:
         if self.trouble:
             self.trouble = ""
             events.append(Event(event="store_back"))
-        before, self._stored = self.now, stored
-        return [*events, *(events_between(before, look_at(self.upstream, stored)) if before else ())]
+        before, self._stored = self._stored, stored
+        if before is not None:
+            # As stored: what has ended happens when it is written.
+            looks = (look_as_stored(self.upstream, each) for each in (before, stored))
+            events += events_between(*looks)
+        return events
 
     def _lost(self, why: str) -> list[Event]:
         self._version = None
@@ -210,7 +214,8 @@ VERBS: Final = (
         "On a terminal, show the table of list, redrawn in place, and the last events. Elsewhere print a line for "
         "each event. It goes on when the store is away for a while, and ends at Ctrl-C or SIGTERM.\n\n"
         "With --json each event is an object in a line of its own, with time (ISO 8601, UTC), upstream, event, "
-        "and where they apply pool, host, address, reason, failcount, option, before and after. The events: "
+        "and where they apply pool, host, address, reason, by, until (seconds since 1970), failcount, option, "
+        "before and after. The events: "
         "host_down, host_up, host_failed (a failure that did not take it down), host_added, host_removed, "
         "host_changed, pool_down, pool_up, pool_added, pool_removed, pool_changed, store_lost and store_back.",
         (

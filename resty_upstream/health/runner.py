@@ -200,6 +200,8 @@ class Checker:
                 self._take_in(self._replica.snapshot())
                 if self._is_our_turn_still():
                     self._begin_due()
+                if self._replica.has_queue:  # what was to end by now, where no request writes it
+                    self._flush_at = min(self._flush_at, self._now() + _KEPT_S)
                 self._flush_if_due()
                 await self._sleep()
         finally:
@@ -420,7 +422,7 @@ class Checker:
     # ── telling the others ────────────────────────────────────────────────────────────────────
 
     def _flush_if_due(self) -> None:
-        if self._done and self._flushing is None and self._now() >= self._flush_at:
+        if self._flushing is None and self._now() >= self._flush_at:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
@@ -439,6 +441,10 @@ class Checker:
 
     def _write(self, done: list[_Done], wait_s: float) -> None:
         """Commit what was found. What is left in ``done`` if this raises is to be written again."""
+        if self._replica.has_queue:
+            self._replica.flush()
+        if not done:
+            return
         if not self._commit([each for each in done if each.is_news], wait_s):
             done.clear()
             return

@@ -56,7 +56,8 @@ def test_the_history_says_what_happened_why_and_who_did_it(place: Place, door: C
 
 def test_the_reason_of_a_person_is_shown_with_the_host(place: Place, command: Command) -> None:
     command("down-host", "primary", "a", "--reason", "new kernel")
-    assert re.search(r"^  a .* down by hand: new kernel$", command("list").out, re.MULTILINE)
+    listed = command("list").out
+    assert re.search(rf"^  a .* down by hand by {re.escape(user_name())}: new kernel$", listed, re.MULTILINE)
     assert "taken down by hand: new kernel" in command("explain").out
 
 

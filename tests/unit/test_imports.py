@@ -21,7 +21,7 @@ MODULES = {
     ".".join(["resty_upstream", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-PURE = ["model", "state", "load", "counts", "methods", "selection"]
+PURE = ["model", "moments", "state", "load", "counts", "methods", "selection"]
 PUBLIC = {
     f"resty_upstream.{name}"
     for name in (
