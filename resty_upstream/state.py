@@ -556,16 +556,16 @@ def done_by_hand(host: Host, state: HostState) -> dict[str, Any]:
     manual = state.status is Status.MANUAL
     said: dict[str, Any] = {}
     if manual:
-        said = {"reason": _said(state), "by": state.by, "until": state.until}
+        said = {"reason": said_of(state.reason), "by": state.by, "until": state.until}
     elif change:
         said = {"reason": change.reason, "by": change.by, "until": change.until}
     then = {"weight_then": change.weight} if change else {}
     return {name: value for name, value in said.items() if value} | then
 
 
-def _said(state: HostState) -> str:
-    """Why a host is down by hand, as the person says."""
-    return state.reason.removeprefix("by hand").removeprefix(": ")
+def said_of(reason: str) -> str:
+    """What a person said, of the reason of what was done by hand."""
+    return reason.removeprefix("by hand").removeprefix(": ")
 
 
 def told_of_down(state: HostState, wall: float) -> str:
@@ -573,7 +573,7 @@ def told_of_down(state: HostState, wall: float) -> str:
 
     :param wall: epoch seconds, now.
     """
-    return f"by hand {told(state.by, state.until, _said(state), wall)}".rstrip()
+    return told("by hand", state.by, state.until, said_of(state.reason), wall)
 
 
 def told_of_weight(host: Host, wall: float) -> str:
@@ -581,13 +581,13 @@ def told_of_weight(host: Host, wall: float) -> str:
     change = host.weight_end or None
     if change is None:
         return ""
-    return told(change.by, change.until, change.reason, wall, f", then {change.weight}")
+    return told("", change.by, change.until, change.reason, wall, then=f", then {change.weight}")
 
 
-def told(by: str, until: float, reason: str, wall: float, then: str = "") -> str:
+def told(what: str, by: str, until: float, reason: str, wall: float, *, then: str = "") -> str:
     """Who did something, until when and why: ``by alice until 15:00: new kernel``, of which all may be missing."""
-    words = [f"by {by}"] * bool(by) + [f"until {shown_moment(until, wall)}{then}"] * (until > 0)
-    return " ".join(words) + (f": {reason}" if reason else "")
+    words = [what, f"by {by}" if by else "", f"until {shown_moment(until, wall)}{then}" if until > 0 else ""]
+    return " ".join(filter(None, words)) + (f": {reason}" if reason else "")
 
 
 def encode_state(state: HostState) -> bytes:

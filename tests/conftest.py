@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -46,3 +47,15 @@ def start_peer() -> Iterator[Callable[..., Peer]]:
     """Starts a :class:`Peer` that is stopped when the test is over."""
     with ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(Peer(*args, **options))
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
+    """The wall clock, which stands still at 13:00 of a day in Berlin until it is told to move."""
+    wall = FakeClock(1_795_694_400.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", wall)
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield wall
+    time.tzset()

@@ -17,7 +17,7 @@ from msgspec.structs import asdict, replace
 from resty_upstream.cli.look import Look
 from resty_upstream.cli.text import counted
 from resty_upstream.model import Host, Pool, changed_options, record_key
-from resty_upstream.state import HostState, Status, done_by_hand, told
+from resty_upstream.state import HostState, Status, done_by_hand, said_of, told
 
 States = Mapping[str, HostState]
 
@@ -55,7 +55,8 @@ class Event(Struct, frozen=True, kw_only=True):
     def _happened(self, happened: str) -> str:
         why = f": {self.reason}" if self.reason else ""
         if self.by or self.until:
-            why = f" {told(self.by or '', self.until or 0, self.reason or '', time.time())}"
+            what = "by hand" if happened == "down" else ""
+            why = f" {told(what, self.by or '', self.until or 0, said_of(self.reason or ''), time.time())}"
         if happened == "changed":
             return f"has {self.option} {self.after}, had {self.before}{why}"
         if happened == "failed":

@@ -18,6 +18,7 @@ import pytest
 
 from resty_upstream import Upstream
 from resty_upstream.cli import Watcher, main
+from resty_upstream.cli.changing import user_name
 from resty_upstream.cli.logs import unseen_logs
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck
 from resty_upstream.health.runner import Checker
@@ -58,7 +59,7 @@ def test_the_reason_of_a_person_is_shown_with_the_host(place: Place, command: Co
     command("down-host", "primary", "a", "--reason", "new kernel")
     listed = command("list").out
     assert re.search(rf"^  a .* down by hand by {re.escape(user_name())}: new kernel$", listed, re.MULTILINE)
-    assert "taken down by hand: new kernel" in command("explain").out
+    assert f"taken down by hand by {user_name()}: new kernel" in command("explain").out
 
 
 def test_who_did_it_is_the_user_as_the_system_has_him(

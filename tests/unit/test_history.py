@@ -95,6 +95,23 @@ def test_a_probe_that_fails_is_no_transition(clock: FakeClock) -> None:
     assert len(upstream.history()) == 1
 
 
+def test_a_change_of_weight_is_recorded_however_it_is_made() -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b", weight=10)}})
+    api = UpstreamAPI(upstream)
+    api.set_weight("p", "a", 0, reason="new kernel", by="jane")
+    api.set_weight("p", "a", 0, reason="still", by="jane")
+    pools = upstream.get_pools()
+    pools["p"]["hosts"]["a"]["weight"] = 3
+    upstream.save_pools(pools)
+    upstream.configure({"p": {"hosts": hosts("a", "b", weight=5)}})
+    assert [(each.host, each.before, each.after, each.reason, each.by) for each in upstream.history()] == [
+        ("a", "weight 10", "weight 0", "by hand: new kernel", "jane"),
+        ("a", "weight 0", "weight 3", "by hand", ""),
+        ("a", "weight 3", "weight 5", "declared", ""),
+        ("b", "weight 10", "weight 5", "declared", ""),
+    ]
+
+
 def test_health_that_save_pools_is_given_is_recorded_and_what_it_removes_or_adds_is_not() -> None:
     upstream = open_upstream(POOLS)
     pools = upstream.get_pools()
@@ -220,6 +237,15 @@ Standing = Mapping[tuple[str, str], str]
 Happening = Callable[[Upstream, FakeClock], object]
 
 
+def weights(upstream: Upstream) -> Standing:
+    """The weight of each host, as records name it."""
+    return {
+        (pool_id, host_id): f"weight {host['weight']}"
+        for pool_id, pool in upstream.get_pools().items()
+        for host_id, host in pool["hosts"].items()
+    }
+
+
 def standings(upstream: Upstream) -> Standing:
     """Where each host stands, as plain dicts tell it."""
     return {
@@ -241,10 +267,10 @@ def fact(host_id: str, make: Callable[[float], Fact]) -> Happening:
     return lambda upstream, clock: apply(upstream, "p", host_id, make(clock()))
 
 
-def by_hand(name: str, host_id: str) -> Happening:
+def by_hand(name: str, host_id: str, *given: object, **options: object) -> Happening:
     def happen(upstream: Upstream, _clock: FakeClock) -> None:
         if host_id in upstream.get_pools()["p"]["hosts"]:
-            getattr(UpstreamAPI(upstream), name)("p", host_id)
+            getattr(UpstreamAPI(upstream), name)("p", host_id, *given, **options)
 
     return happen
 
@@ -274,10 +300,22 @@ happenings: st.SearchStrategy[Happening] = st.one_of(
     st.builds(fact, host_ids, st.just(lambda at: CheckFailed(at, at, 1e9 + at, 0, "check: x", 2))),
     st.builds(fact, host_ids, st.just(lambda at: Eject(at, at, 1e9 + at, 0, "too few"))),
     st.builds(by_hand, st.sampled_from(["down_host", "up_host"]), host_ids),
+    st.builds(by_hand, st.just("down_host"), host_ids, until=st.sampled_from(["10s", "50s"])),
+    st.builds(by_hand, st.just("set_weight"), host_ids, st.integers(0, 2), until=st.sampled_from([None, "10s"])),
     st.builds(
         save,
         host_ids,
-        st.sampled_from([None, {}, {"up": True}, {"up": False}, {"up": False, "lastfail": 5}, {"lastfail": 0}]),
+        st.sampled_from(
+            [
+                None,
+                {},
+                {"up": True},
+                {"up": False},
+                {"up": False, "lastfail": 5},
+                {"lastfail": 0},
+                {"weight": 1},
+            ]
+        ),
     ),
     st.lists(host_ids, unique=True).map(lambda ids: declare(*ids)),
     st.just(lambda upstream, _clock: upstream.revive_hosts()),
@@ -289,22 +327,40 @@ happenings: st.SearchStrategy[Happening] = st.one_of(
 def test_every_transition_has_one_record_and_one_event_and_no_record_is_of_anything_else(
     sequence: list[Happening],
 ) -> None:
-    clock = FakeClock()
+    clock = FakeClock(1e9)  # also on the wall
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", clock)
+        records_are_those_of_transitions(sequence, clock)
+
+
+def records_are_those_of_transitions(sequence: list[Happening], clock: FakeClock) -> None:
     upstream, other = open_workers(2, {"p": {"max_fails": 2, "hosts": hosts("a", "b")}}, clock)
     heard: list[HostEvent] = []
     for each in (upstream, other):
         each.bind("host_up", heard.append)
         each.bind("host_down", heard.append)
     for number, happen in enumerate(sequence):
-        before, known = standings(other), len(other.history())
+        write_what_is_over(upstream, other)
+        before, weighed, known = standings(other), weights(other), len(other.history())
         heard.clear()
         happen((upstream, other)[number % 2], clock)
-        after = standings(other)
+        write_what_is_over(upstream, other)
+        after, weigh = standings(other), weights(other)
         moved = {key: (was, after[key]) for key, was in before.items() if key in after and after[key] != was}
+        gained = {key: (was, weigh[key]) for key, was in weighed.items() if key in weigh and weigh[key] != was}
         records = other.history()[known:]
-        assert {(each.pool, each.host): (each.before, each.after) for each in records} == moved
-        assert len(records) == len(moved)
+        assert sorted((each.pool, each.host, each.before, each.after) for each in records) == sorted(
+            (*key, *pair) for each in (moved, gained) for key, pair in each.items()
+        )
         ups_and_downs = {key: pair for key, pair in moved.items() if "up" in pair}
         assert sorted((each.pool.id, each.host.id, each.name) for each in heard) == sorted(
             (*key, "host_up" if pair[1] == "up" else "host_down") for key, pair in ups_and_downs.items()
         )
+
+
+def write_what_is_over(*upstreams: Upstream) -> None:
+    """As each process does after a request."""
+    for upstream in upstreams:
+        upstream.explain()
+    for upstream in upstreams:
+        upstream.post_process()

@@ -16,6 +16,7 @@ from resty_upstream.state import (
     CheckPassed,
     Down,
     Eject,
+    Expire,
     Fact,
     Failure,
     HostState,
@@ -28,6 +29,7 @@ from resty_upstream.state import (
     Up,
     added,
     apply,
+    as_of,
     decode_state,
     encode_state,
     may_eject,
@@ -267,6 +269,7 @@ def test_a_host_taken_down_by_hand_shows_up_false_and_lastfail_0(state: HostStat
         Release(99, ""),
         Revive(1e6),
         Down(99),
+        Expire(99, 1e12),
         good(99, rise=1),
         bad(99, fall=1),
         eject(99),
@@ -276,6 +279,28 @@ def test_a_host_taken_down_by_hand_shows_up_false_and_lastfail_0(state: HostStat
 def test_nothing_but_up_revives_a_host_taken_down_by_hand(fact: Fact) -> None:
     state = by_hand()
     assert apply(state, fact, RULES) == Change(state)
+
+
+def test_who_takes_a_host_down_again_has_the_last_word() -> None:
+    first = after(Down(1, "one", "jane", 100))
+    change = apply(first, Down(2, "two", "joe"), RULES)
+    assert (change.event, change.routing, change.state.changed_at) == ("", True, 1)
+    assert (change.state.reason, change.state.by, change.state.until) == ("by hand: two", "joe", 0)
+    assert apply(change.state, Down(3, "two", "joe"), RULES).state is change.state
+
+
+def test_what_has_an_end_ends_then_and_not_before() -> None:
+    state = after(Down(1, "why", "jane", until=1e9))
+    assert apply(state, Expire(20, 1e9 - 1), RULES) == Change(state)
+    change = apply(state, Expire(20, 1e9), RULES)
+    assert (change.state, change.event, change.routing) == (HostState(changed_at=20, back_at=20), "host_up", True)
+    assert change.reason.startswith("by hand until ")
+    assert change.reason.endswith(" is over")
+
+
+@pytest.mark.parametrize("state", [added(0), failed(), probing(), after(Down(1, until=9), Up(2))])
+def test_an_end_is_of_no_host_that_is_not_down_by_hand(state: HostState) -> None:
+    assert apply(state, Expire(20, 1e12), RULES) == Change(state)
 
 
 @pytest.mark.parametrize("state", [by_hand(), failed(), probing()], ids=["manual", "failed", "probing"])
@@ -470,8 +495,9 @@ def test_a_host_that_was_never_down_never_came_back() -> None:
         (failed(3), [Revive(20)]),
         (failed(3), [Up(20)]),
         (by_hand(), [Up(20)]),
+        (after(Down(1, until=9)), [Expire(20, 9)]),
     ],
-    ids=["probe", "last resort", "checks", "revived", "by hand, failed", "by hand"],
+    ids=["probe", "last resort", "checks", "revived", "by hand, failed", "by hand", "over"],
 )
 def test_every_way_back_is_remembered_with_its_time(state: HostState, facts: list[Fact]) -> None:
     back = after(*facts, state=state)
@@ -498,8 +524,9 @@ facts = st.one_of(
     st.builds(CheckPassed, times, times, st.integers(1, 4)),
     st.builds(CheckFailed, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why"), st.integers(1, 4)),
     st.builds(Eject, times, times, st.floats(1, 1e10), st.floats(-1, 1), st.just("why")),
-    st.builds(Down, times),
+    st.builds(Down, times, st.sampled_from(["", "why"]), names, st.just(0) | times),
     st.builds(Up, times),
+    st.builds(Expire, times, times),
     st.builds(Revive, times),
 )
 some_rules = st.builds(
@@ -520,7 +547,10 @@ def test_no_sequence_of_facts_in_any_order_of_time_breaks_a_state(sequence: list
         assert state.failcount >= 0
         assert (state.status is Status.PROBING) or not state.prober
         if old.status is Status.MANUAL and state.status is not Status.MANUAL:
-            assert isinstance(fact, Up)
+            assert isinstance(fact, Up) or (isinstance(fact, Expire) and 0 < old.until <= fact.wall)
+        if isinstance(fact, Expire):
+            assert not 0 < state.until <= fact.wall
+        assert state.status is Status.MANUAL or not (state.by or state.until)
         assert 0 <= state.fails_of_checks <= min(state.failcount, state.bad_checks)
         assert state.up or not state.bad_checks
         assert state.failed or not state.good_checks
@@ -569,6 +599,15 @@ def test_health_that_is_given_is_what_is_shown(sequence: list[Fact], health: Giv
         assert shown(state) == health
 
 
+@given(st.lists(facts, max_size=40), some_rules, times, times)
+def test_looking_at_what_is_over_is_what_writing_it_is(
+    sequence: list[Fact], rules: Rules, at: float, wall: float
+) -> None:
+    state = after(*sequence, rules=rules)
+    assert as_of(state, at, wall) == apply(state, Expire(at, wall), rules).state
+    assert as_of(as_of(state, at, wall), at + 1, wall) == as_of(state, at, wall)
+
+
 # ── other forms ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -582,6 +621,8 @@ def test_up_false_is_by_hand_without_a_lastfail_and_a_failure_with_one() -> None
 
 def test_health_is_forgotten_at_a_reboot_and_what_a_person_did_is_kept() -> None:
     assert rebooted(by_hand()).status is Status.MANUAL
+    told = rebooted(after(Down(1, "why", "jane", 1e9)))
+    assert (told.status, told.reason, told.by, told.until) == (Status.MANUAL, "by hand: why", "jane", 1e9)
     for state in (failed(1e6), probing(1e6 + 99), after(failure(1e6))):
         assert rebooted(state) == HostState()
 
