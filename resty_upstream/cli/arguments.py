@@ -8,6 +8,7 @@ import datetime
 import functools
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
@@ -224,8 +225,6 @@ max_fails = _pool_option("max_fails")
 failed_timeout = _pool_option("failed_timeout")
 failed_timeout_max = _pool_option("failed_timeout_max")
 slow_start = _pool_option("slow_start")
-lasting = failed_timeout
-"""How long something lasts, in seconds."""
 
 
 def moment(text: str) -> float:
@@ -243,7 +242,7 @@ _CLOCK: Final = re.compile(r"\d{1,2}(:\d{2}){1,2}", re.ASCII)
 
 def _next(clock: datetime.time) -> float:
     """The next time at which clocks here show that."""
-    now = datetime.datetime.now()
+    now = datetime.datetime.fromtimestamp(time.time())
     days = (now.date() + datetime.timedelta(days=ahead) for ahead in (0, 1))
     moments = (datetime.datetime.combine(day, clock).timestamp() for day in days)
     return next(moment for moment in moments if moment > now.timestamp())
@@ -269,6 +268,11 @@ def limit(text: str) -> int:
 def seconds(text: str) -> float:
     """A time to wait."""
     return float(failed_timeout(text))
+
+
+def lasting(text: str) -> datetime.timedelta:
+    """How long something lasts."""
+    return datetime.timedelta(seconds=seconds(text))
 
 
 def file(text: str) -> str:

@@ -11,7 +11,7 @@ from resty_upstream.cli import arguments
 from resty_upstream.cli.call import Call, Verb, WrongUsage, option
 from resty_upstream.cli.text import counted, shown
 from resty_upstream.model import Host
-from resty_upstream.moments import shown_moment
+from resty_upstream.moments import parse_until, shown_moment
 
 Options = dict[str, Any]
 
@@ -160,12 +160,10 @@ def down_host(call: Call) -> None:
 
 def _until(call: Call) -> float | None:
     """When it is to be over, in epoch seconds; None for never."""
-    until: float | None = call.options.until
-    if call.options.lasting is None:
-        return until
-    if until is not None:
+    until, lasting = call.options.until, call.options.lasting
+    if until is not None and lasting is not None:
         raise WrongUsage(f"--until and --for say the same: give one of them (see {call.options.prog} --help)")
-    return time.time() + float(call.options.lasting)
+    return parse_until(until if lasting is None else lasting, "until", time.time()) or None
 
 
 def _say_until(call: Call, now: str, until: float | None, *, before: bool) -> None:

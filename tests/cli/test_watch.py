@@ -20,6 +20,7 @@ from django.core.management import call_command
 from django.test import override_settings
 
 from resty_upstream import Upstream, UpstreamAPI
+from resty_upstream.cli import Watcher
 from resty_upstream.cli.events import events_between
 from resty_upstream.cli.look import look
 from resty_upstream.cli.signals import Signals
@@ -147,6 +148,23 @@ def test_an_event_has_all_that_is_known_of_it(clock: FakeClock) -> None:
     ]
 
 
+def test_an_event_says_who_did_it_until_when_and_why(clock: FakeClock, wall: FakeClock) -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b")}}, clock)
+    first = look(upstream)
+    said: dict[str, Any] = {"reason": "new kernel", "by": "jane", "until": "2h"}
+    UpstreamAPI(upstream).down_host("p", "a", **said)
+    UpstreamAPI(upstream).set_weight("p", "b", 5, **said)
+    events = list(events_between(first, look(upstream)))
+    assert list(map(str, events)) == [
+        "host p/a is down by hand by jane until 15:00: new kernel",
+        "host p/b has weight 5, had 0 by jane until 15:00: new kernel",
+    ]
+    known = [event.known() for event in events]
+    assert [each["until"] for each in known] == [wall() + 7200] * 2
+    assert [each["by"] for each in known] == ["jane", "jane"]
+    assert [each["reason"] for each in known] == ["by hand: new kernel", "new kernel"]
+
+
 # ── line by line ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -186,6 +204,26 @@ def watch(place: Place, request: pytest.FixtureRequest) -> Iterator[Watch]:
 
 
 as_json = pytest.mark.parametrize("watch", [["--json"]], indirect=True, ids=["--json"])
+
+
+def test_what_is_over_is_shown_as_soon_as_it_is_and_told_once_when_it_is_written(
+    clock: FakeClock, wall: FakeClock
+) -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b")}}, clock)
+    UpstreamAPI(upstream).down_host("p", "a", until="1h")
+    watcher = Watcher(Upstream(upstream.store))
+    assert watcher.look() == []
+    clock.advance(3600)
+    wall.advance(3600)
+    assert watcher.look() == []
+    assert watcher.now is not None
+    assert [state.up for state in watcher.now.states().values()] == [True, True]
+    assert len(upstream.history()) == 1, "who only looks writes nothing"
+    clock.advance(5)
+    with upstream.context():
+        visit(upstream)
+    assert list(map(str, watcher.look())) == ["host p/a is up"]
+    assert watcher.look() == []
 
 
 @as_json
