@@ -73,7 +73,7 @@ _HOST_COLUMNS: Final = (
 
 
 def _is_plainly_up(host: HostReason) -> bool:
-    return host.share > 0 and not host.state.failcount
+    return host.share > 0 and not host.state.failcount and not host.host.weight_end
 
 
 def pool_lines(screen: Screen, seen: Look, pool: PoolReason, hosts: Sequence[HostReason]) -> list[str]:

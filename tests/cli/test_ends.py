@@ -80,14 +80,15 @@ def test_what_is_done_says_until_when_and_is_never_so_already(
 def test_who_did_it_until_when_and_why_is_shown_with_the_host(
     place: Place, command: Command, wall: FakeClock
 ) -> None:
-    command("down-host", "primary", "a", "--until", "15:00", "--reason", "new kernel")
-    command("set-weight", "primary", "b", "0", "--until", "16:00", "--reason", "deploy")
     who = user_name()
+    command("set-weight", "primary", "b", "0", "--until", "16:00", "--reason", "deploy")
+    assert f" 0 - drained, weight 0 by {who} until 16:00, then 10: deploy" in words(command("list").out)
+    command("down-host", "primary", "a", "--until", "15:00", "--reason", "new kernel")
     for shown in (command("list").out, command("show", "primary").out):
         assert f" 10 - down by hand by {who} until 15:00: new kernel b " in words(shown)
         assert f" 0 100% up, weight 0 by {who} until 16:00, then 10: deploy" in words(shown)
-    assert f"taken down by hand by {who} until 15:00: new kernel" in command("explain").out
-    assert [each["to"] for each in json.loads(command("history", "--json").out)] == ["manual", "weight 0"]
+    assert f"taken down by hand by {who} until 15:00: new kernel" in words(command("explain").out)
+    assert [each["to"] for each in json.loads(command("history", "--json").out)] == ["weight 0", "manual"]
     assert "weight 10" in command("history").out
 
 

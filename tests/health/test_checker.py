@@ -825,3 +825,35 @@ def test_a_checker_that_fails_of_itself_begins_anew(
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == [
         "the checker of upstream default failed, and begins again"
     ]
+
+
+# ── what a person did for some time ───────────────────────────────────────────────────────────
+
+
+def test_what_is_over_is_written_where_no_request_comes(
+    open_upstream: OpenUpstream, start_site: StartSite, wall: FakeClock
+) -> None:
+    """By the thread that checks, and events are heard in another one: who is told may take his time."""
+    _, host = start_site()
+    upstream = open_upstream(pool(host))
+    heard: list[str] = []
+    upstream.bind("host_up", lambda _event: heard.append(threading.current_thread().name))
+    upstream.start_checker()
+    UpstreamAPI(upstream).down_host("p", "a", until="1h")
+    wait_for_turn(upstream)
+    assert not is_up(upstream)
+    wall.advance(3600)
+    wait_until(lambda: heard, "the event", WAIT_S)
+    assert heard == ["resty_upstream check"]
+    assert upstream.history()[-1].reason == "by hand until 14:00 is over"
+
+
+def test_what_is_over_is_written_by_a_process_without_anything_to_check(
+    open_upstream: OpenUpstream, start_site: StartSite, wall: FakeClock
+) -> None:
+    _, host = start_site()
+    upstream = open_upstream(pool(host, healthcheck=False))
+    UpstreamAPI(upstream).down_host("p", "a", until="1h")
+    upstream.start_checker(dedicated=True)
+    wall.advance(3600)
+    wait_until(lambda: len(upstream.history()) == 2, "its record", WAIT_S)
