@@ -829,7 +829,7 @@ class Replica:
             except StoreError as error:
                 self._suffer(error)
                 self._forget_version()  # look again, though the version may stay as it is
-        pools, states = all_as_of(pools, states, self.now(), time.time())
+        pools, states = as_of(pools, states, self.now(), time.time())
         plain = pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
         for pool in pools:
             for host in pool.hosts:
@@ -839,17 +839,6 @@ class Replica:
                 if last is not None and pool.check_of(host) is not None:
                     options |= {"last_check": last.wall, "last_result": str(last.result)}
         return plain
-
-
-def all_as_of(
-    pools: Pools, states: Mapping[str, HostState], at: float, wall: float
-) -> tuple[Pools, dict[str, HostState]]:
-    """Stored pools and states at this moment, whether it was written already what of them is over.
-
-    :param at: seconds of the store's clock.
-    :param wall: epoch seconds.
-    """
-    return with_weights_as_of(pools, wall), {key: as_of(state, at, wall) for key, state in states.items()}
 
 
 def _was_changed(config: Config, states: Mapping[str, HostState]) -> bool:

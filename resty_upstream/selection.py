@@ -80,8 +80,8 @@ class Target:
         self.failed = state.failed
         self.due_at = state.due_at
         self.back_at = state.back_at
-        self.end = _end_of(host, state)
-        """When what a person did to it is over, in epoch seconds; 0: never."""
+        self.end = min(state.ends_at, host.weight_end.until) if host.weight_end else state.ends_at
+        """When what a person did to it is over, in epoch seconds; never, mostly."""
         self.load: Load | None = None
         """What this process has under way there, in pools that ask for it."""
         self.row: Row | None = None
@@ -109,13 +109,6 @@ class Target:
 
     def __repr__(self) -> str:
         return f"<Target {self.pool.id}/{self.id} {self.state.status}>"
-
-
-def _end_of(host: Host, state: HostState) -> float:
-    """When the next thing that a person did to a host is over; 0: never."""
-    if not host.weight_end:
-        return state.until
-    return min(state.until or math.inf, host.weight_end.until)
 
 
 class PoolPlan:
@@ -228,7 +221,7 @@ def build(
         if pool.up:
             plans.append(_plan(pool, hosts, old, setting))
     plans.sort(key=lambda plan: plan.pool.priority)  # stable: ties keep the order of creation
-    ends = {target.key: target.end for target in targets.values() if target.end}
+    ends = {target.key: target.end for target in targets.values() if target.end < math.inf}
     return Snapshot(pools, targets, tuple(plans), loads, ends)
 
 
@@ -257,8 +250,8 @@ def update(
     targets.update([(target.key, target) for target in changed.values()])
     pools = {target.pool.id for target in changed}
     plans = [_with(plan, changed, setting) if plan.pool.id in pools else plan for plan in previous.plans]
-    ends = {key: end for key, end in previous.ends.items() if targets[key].end}
-    ends.update([(target.key, target.end) for target in changed.values() if target.end])
+    candidates = [targets[key] for key in previous.ends] + list(changed.values())
+    ends = {target.key: target.end for target in candidates if target.end < math.inf}
     return Snapshot(previous.pools, targets, tuple(plans), previous.loads, ends)
 
 
@@ -561,6 +554,6 @@ def _host_reason(
             reason += f" (slow start: back for {now - target.back_at:.0f} s of {target.pool.slow_start:g} s)"
         if state.failcount:
             reason += f" ({state.failcount} of {target.pool.max_fails} failures in a row)"
-    if target.host.weight_end:
-        reason += f" (weight {target.weight} {told_of_weight(target.host, wall)})"
+    if weight := told_of_weight(target.host, wall):
+        reason += f" ({weight})"
     return HostReason(target.host, state.up, share, reason, state)

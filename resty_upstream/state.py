@@ -30,7 +30,7 @@ The end of what a person did (``until``) alone is on the wall clock: see :mod:`r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
@@ -39,7 +39,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from resty_upstream.errors import StoreFormatError
-from resty_upstream.model import COUNT_LIMIT, GivenHealth, Host, Pool
+from resty_upstream.model import COUNT_LIMIT, GivenHealth, Host, Pool, Pools, with_weights_as_of
 from resty_upstream.moments import shown_moment
 
 
@@ -103,6 +103,11 @@ class HostState(Struct, frozen=True, omit_defaults=True, kw_only=True):
     def due(self, now: float) -> bool:
         """Whether a request may probe the host."""
         return now >= self.due_at
+
+    @property
+    def ends_at(self) -> float:
+        """When the host is up again that a person took down, in epoch seconds; never, for any other."""
+        return self.until if self.status is Status.MANUAL and self.until > 0 else math.inf
 
     @property
     def due_at(self) -> float:
@@ -411,14 +416,9 @@ def _take_down(state: HostState, fact: Down, _rules: Rules) -> Change:
 
 
 def _expire(state: HostState, fact: Expire, _rules: Rules) -> Change:
-    if not is_over(state.until, fact.wall):
+    if fact.wall < state.ends_at:
         return Change(state)
     return Change(_back(fact.at), "host_up", over(state.until, fact.wall), routing=True)
-
-
-def is_over(until: float, wall: float) -> bool:
-    """Whether what a person did until then has ended by now; both in epoch seconds, 0 being without an end."""
-    return 0 < until <= wall
 
 
 def over(until: float, wall: float) -> str:
@@ -535,13 +535,20 @@ def rebooted(state: HostState) -> HostState:
     return HostState(status=Status.MANUAL, reason=state.reason, by=state.by, until=state.until)
 
 
-def as_of(state: HostState, at: float, wall: float) -> HostState:
-    """A stored state at this moment, whether it was written already that its end is there or not."""
-    # No rules of a pool have a say in it.
-    return apply(state, Expire(at, wall), _NO_RULES).state if state.until else state
+def as_of(
+    pools: Pools, states: Mapping[str, HostState], at: float, wall: float
+) -> tuple[Pools, dict[str, HostState]]:
+    """Pools and states, as they are stored, at this moment: what is over is so, written or not.
+
+    :param at: seconds of the store's clock.
+    :param wall: epoch seconds.
+    """
+    fact = Expire(at, wall)
+    now = {key: apply(state, fact, _NO_RULES).state for key, state in states.items()}
+    return with_weights_as_of(pools, wall), now
 
 
-_NO_RULES: Final = Rules(0, 0, 0)
+_NO_RULES: Final = Rules(0, 0, 0)  # those of a pool have no say in it
 
 
 # ── what a person did to a host, for people ───────────────────────────────────────────────────
@@ -577,11 +584,12 @@ def told_of_down(state: HostState, wall: float) -> str:
 
 
 def told_of_weight(host: Host, wall: float) -> str:
-    """Of a weight that has an end: ``by alice until 15:00, then 10: new kernel``; nothing of another."""
+    """Of a weight that has an end: ``weight 0 by alice until 15:00, then 10: new kernel``; nothing of another."""
     change = host.weight_end or None
     if change is None:
         return ""
-    return told("", change.by, change.until, change.reason, wall, then=f", then {change.weight}")
+    what = f"weight {host.weight}"
+    return told(what, change.by, change.until, change.reason, wall, then=f", then {change.weight}")
 
 
 def told(what: str, by: str, until: float, reason: str, wall: float, *, then: str = "") -> str:

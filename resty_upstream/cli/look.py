@@ -15,9 +15,8 @@ from resty_upstream.errors import StoreFormatError
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.methods import Key
 from resty_upstream.model import Config, Pool, Pools, decode_config, record_key
-from resty_upstream.replica import all_as_of
 from resty_upstream.selection import Explanation, Snapshot, build, explain
-from resty_upstream.state import HostState, decode_state, rebooted
+from resty_upstream.state import HostState, as_of, decode_state, rebooted
 from resty_upstream.stores import Document
 from resty_upstream.upstream import Upstream
 
@@ -94,7 +93,7 @@ def look_at(upstream: Upstream, stored: Stored, key: Key | None = None) -> Look:
     wall, snapshot = time.time(), stored.snapshot
     if wall >= snapshot.next_end:
         states = {target.key: target.state for target in snapshot.targets.values()}
-        pools, states = all_as_of(snapshot.pools, states, upstream.store.now(), wall)
+        pools, states = as_of(snapshot.pools, states, upstream.store.now(), wall)
         stored = stored._replace(snapshot=_snapshot(upstream, pools, states, stored.identity))
     return look_as_stored(upstream, stored, key)
 

@@ -125,9 +125,8 @@ def state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Ce
     :param drained: whether a weight of 0 was set at run time.
     """
     cell = _state_cell(seen, host, pool, drained=drained)
-    weight = f"weight {host.host.weight} {told_of_weight(host.host, seen.wall)}" if host.host.weight_end else ""
-    more = [text for text in (shown(weight), _checked(seen, host, pool)) if text]
-    return cell._replace(text=", ".join([cell.text, *more]))
+    more = (shown(told_of_weight(host.host, seen.wall)), _checked(seen, host, pool))
+    return cell._replace(text=", ".join(filter(None, (cell.text, *more))))
 
 
 def _state_cell(seen: Look, host: HostReason, pool: Pool, *, drained: bool) -> Cell:

@@ -430,7 +430,7 @@ class Checker:
         self._flush_at = float("inf")
         try:
             # In a thread: whoever is told of hosts that go up and down may take his time.
-            await _in_daemon_thread(functools.partial(self._write, done, _STORE_WAIT_S))
+            await _in_daemon_thread(functools.partial(self._tell, done))
         except (StoreError, RuntimeError) as error:  # there may be no thread to be had
             _log.debug("results of checks of upstream %s wait: %s", self._id, error)
             self._done = [*done, *self._done][-_MOST_KEPT:]
@@ -439,12 +439,14 @@ class Checker:
             self._flushing = None
             self._wake()
 
-    def _write(self, done: list[_Done], wait_s: float) -> None:
-        """Commit what was found. What is left in ``done`` if this raises is to be written again."""
+    def _tell(self, done: list[_Done]) -> None:
         if self._replica.has_queue:
             self._replica.flush()
-        if not done:
-            return
+        if done:
+            self._write(done, _STORE_WAIT_S)
+
+    def _write(self, done: list[_Done], wait_s: float) -> None:
+        """Commit what was found. What is left in ``done`` if this raises is to be written again."""
         if not self._commit([each for each in done if each.is_news], wait_s):
             done.clear()
             return

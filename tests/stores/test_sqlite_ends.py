@@ -36,8 +36,9 @@ def test_of_processes_that_serve_one_writes_what_is_over_and_has_the_event(
     until = time.time() + 3600
     api.set_weight("p", "b", 5, reason="deploy", by="alice", until=until)
     api.down_host("p", "a", reason="new kernel", by="alice", until=until)
+    for worker in workers:
+        assert worker.run("[ask(upstream) for _ in range(4)]") == ["b"] * 4
     serve = f"""
-assert [ask(upstream) for _ in range(4)] == ["b"] * 4
 time.time = lambda: {until}
 deadline = time.monotonic() + 10
 while len(upstream.history()) < 4 and time.monotonic() < deadline:

@@ -568,6 +568,20 @@ def test_what_an_earlier_release_writes_back_has_no_end_any_more_and_that_is_all
     assert (weight(upstream), shown(upstream, "b")["up"]) == (0, False)
 
 
+@pytest.mark.parametrize(
+    "record", [b'{"until":5}', b'{"status":"failed","down_until":1e9,"until":5}', b'{"until":-5}']
+)
+def test_an_end_where_none_belongs_is_none(record: bytes, clock: FakeClock) -> None:
+    store = FailingStore(clock)
+    upstream = Upstream(store, pools=POOLS)
+    visit(upstream)
+    put_record(upstream, record)
+    before = store.transactions
+    for _ in range(3):
+        request(upstream)
+    assert store.transactions == before
+
+
 @given(
     st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70),
     st.text(st.characters(codec="utf-8"), max_size=300),

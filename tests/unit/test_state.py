@@ -549,7 +549,7 @@ def test_no_sequence_of_facts_in_any_order_of_time_breaks_a_state(sequence: list
         if old.status is Status.MANUAL and state.status is not Status.MANUAL:
             assert isinstance(fact, Up) or (isinstance(fact, Expire) and 0 < old.until <= fact.wall)
         if isinstance(fact, Expire):
-            assert not 0 < state.until <= fact.wall
+            assert state.ends_at > fact.wall
         assert state.status is Status.MANUAL or not (state.by or state.until)
         assert 0 <= state.fails_of_checks <= min(state.failcount, state.bad_checks)
         assert state.up or not state.bad_checks
@@ -603,9 +603,10 @@ def test_health_that_is_given_is_what_is_shown(sequence: list[Fact], health: Giv
 def test_looking_at_what_is_over_is_what_writing_it_is(
     sequence: list[Fact], rules: Rules, at: float, wall: float
 ) -> None:
-    state = after(*sequence, rules=rules)
-    assert as_of(state, at, wall) == apply(state, Expire(at, wall), rules).state
-    assert as_of(as_of(state, at, wall), at + 1, wall) == as_of(state, at, wall)
+    states = {"p": after(*sequence, rules=rules)}
+    pools, seen = as_of((), states, at, wall)
+    assert (pools, seen["p"]) == ((), apply(states["p"], Expire(at, wall), rules).state)
+    assert as_of((), seen, at + 1, wall) == ((), seen)
 
 
 # ── other forms ───────────────────────────────────────────────────────────────────────────────
