@@ -492,8 +492,9 @@ class SqliteStore:
     def _poll(self, db: sqlite3.Connection) -> None:
         if self._files != self._identities(*_OUR_FILES):
             db = self._reopen()
+        bell = self._bell[0]  # before the generation: who commits in between rings for more
         generation = _generation(db)
-        if self._bell[0] != generation:
+        if bell != generation:
             self._ring(generation)
         self._counters.look()
 

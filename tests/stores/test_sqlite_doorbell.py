@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from resty_upstream.stores import sqlite
 from resty_upstream.stores.sqlite import SqliteStore
 from resty_upstream.testing import FakeClock
 from tests.stores.support import (
@@ -90,6 +92,26 @@ def test_the_bell_stands_at_the_generation_that_was_committed_last(store: Sqlite
     for ns in "abca":
         store.transact(ns, touch)
         assert store.version("a") == store.version(ns) == generation(path) == store.read(ns).generation
+
+
+def test_who_polls_while_another_commits_does_not_ring_for_less(
+    store: SqliteStore, clock: FakeClock, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.transact("a", touch)
+    other = SqliteStore(path, clock)
+    other.read("a")
+    read = sqlite._generation
+
+    def read_too_early(db: Any) -> int:
+        value = read(db)
+        monkeypatch.setattr(sqlite, "_generation", read)
+        other.transact("a", touch)
+        return value
+
+    monkeypatch.setattr(sqlite, "_generation", read_too_early)
+    clock.advance(A_SECOND)
+    assert store.version("a") == generation(path)
+    other.close()
 
 
 def test_a_store_that_opens_finds_the_bell_at_the_generation(
