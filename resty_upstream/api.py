@@ -103,7 +103,7 @@ class UpstreamAPI:
         changes = {name: getattr(checked, name) for name in options}
 
         def change(edit: Edit) -> None:
-            _put_pool(edit, replace(_pool(edit, key), **changes))
+            edit.put_pool(replace(_pool(edit, key), **changes))
 
         self.upstream.commit(change)
 
@@ -139,7 +139,7 @@ class UpstreamAPI:
             if host_id is not None and pool.find(host_id):
                 raise HostExists(f"pools.{key}.hosts.{host_id} exists already")
             added_host = replace(new, id=host_id or _free_id(pool))
-            _put_pool(edit, replace(pool, hosts=(*pool.hosts, added_host)))
+            edit.put_pool(replace(pool, hosts=(*pool.hosts, added_host)))
             state = added(self.upstream.store.now())
             if health is not None:
                 state = given(state, health, self.upstream.store.now(), Rules.of(pool))
@@ -153,7 +153,7 @@ class UpstreamAPI:
 
         def change(edit: Edit) -> None:
             pool, host = _host(edit, pool_id, host_id)
-            _put_pool(edit, replace(pool, hosts=tuple(h for h in pool.hosts if h.id != host.id)))
+            edit.put_pool(replace(pool, hosts=tuple(h for h in pool.hosts if h.id != host.id)))
             edit.view.delete(record_key(pool.id, host.id))
 
         self.upstream.commit(change)
@@ -253,12 +253,6 @@ def _host(edit: Edit, pool_id: Id, host_id: Id) -> tuple[Pool, Host]:
         known = ", ".join(host.id for host in pool.hosts[:20]) or "none"
         raise HostNotFound(f"there is no host {key!r} in pool {pool.id!r}; hosts: {known}")
     return pool, host
-
-
-def _put_pool(edit: Edit, changed: Pool) -> None:
-    config = edit.config
-    pools = tuple(changed if pool.id == changed.id else pool for pool in config.pools)
-    edit.save(replace(config, pools=pools))
 
 
 def _free_id(pool: Pool) -> str:

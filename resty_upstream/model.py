@@ -869,27 +869,24 @@ def with_weights_as_of(pools: Pools, wall: float) -> Pools:
 
     The same object where there are none.
     """
-    changed = tuple(_with_weights_as_of(pool, wall) for pool in pools)
-    return changed if any(new is not old for new, old in zip(changed, pools, strict=True)) else pools
-
-
-def _with_weights_as_of(pool: Pool, wall: float) -> Pool:
-    hosts = tuple(host.with_weight_as_of(wall) for host in pool.hosts)
-    is_same = all(new is old for new, old in zip(hosts, pool.hosts, strict=True))
-    return pool if is_same else msgspec.structs.replace(pool, hosts=hosts)
+    if not any(host.weight_end and host.weight_end.until <= wall for pool in pools for host in pool.hosts):
+        return pools
+    return tuple(
+        msgspec.structs.replace(pool, hosts=tuple(host.with_weight_as_of(wall) for host in pool.hosts))
+        for pool in pools
+    )
 
 
 def with_ends_of(pools: Pools, before: Pools) -> Pools:
     """``pools``; a weight that is as it was ``before`` ends when it was to end."""
-    ends = {record_key(pool.id, host.id): host for pool in before for host in pool.hosts if host.weight_end}
+    old = {record_key(pool.id, host.id): host for pool in before for host in pool.hosts if host.weight_end}
 
     def with_end(pool: Pool, host: Host) -> Host:
-        old = ends.get(record_key(pool.id, host.id))
-        keeps = old is not None and old.weight == host.weight
-        return msgspec.structs.replace(host, weight_end=old.weight_end) if old and keeps else host
+        was = old.get(record_key(pool.id, host.id))
+        if was is None or was.weight != host.weight:
+            return host
+        return msgspec.structs.replace(host, weight_end=was.weight_end)
 
-    if not ends:
-        return pools
     return tuple(
         msgspec.structs.replace(pool, hosts=tuple(with_end(pool, host) for host in pool.hosts)) for pool in pools
     )

@@ -160,24 +160,29 @@ class Edit:
 
     def _may_eject(self, pool_id: str) -> bool:
         """Whether a soft rule may take one more host of the pool, as all workers have it now."""
-        pool = next((pool for pool in self.config.pools if pool.id == pool_id), None)
+        pool = self._pool(pool_id)
         states = [self.state(pool_id, host.id) for host in pool.hosts] if pool else []
         return may_eject(sum(state is not None and state.up for state in states), len(states))
 
     def _end_weight(self, pool_id: str, host_id: str, wall: float) -> None:
         """Have the weight of a host be what it was before, if it is time."""
-        pool = next((pool for pool in self.config.pools if pool.id == pool_id), None)
+        pool = self._pool(pool_id)
         host = pool.find(host_id) if pool else None
-        if pool and host and host.weight_end:
-            after = host.with_weight_as_of(wall)
-            if after is not host:
-                self.put_host(pool, host, after, over(host.weight_end.until, wall))
+        if pool and host and host.weight_end and host.weight_end.until <= wall:
+            self.put_host(pool, host, host.with_weight_as_of(wall), over(host.weight_end.until, wall))
+
+    def _pool(self, pool_id: str) -> Pool | None:
+        return next((pool for pool in self.config.pools if pool.id == pool_id), None)
+
+    def put_pool(self, changed: Pool) -> None:
+        """Replace the pool of that id."""
+        config = self.config
+        pools = tuple(changed if pool.id == changed.id else pool for pool in config.pools)
+        self.save(replace(config, pools=pools))
 
     def put_host(self, pool: Pool, before: Host, after: Host, reason: str, *, by: str = "") -> None:
-        """Replace a host of a pool, both as they are stored, and record what becomes of its weight."""
-        changed = replace(pool, hosts=tuple(after if host is before else host for host in pool.hosts))
-        config = self.config
-        self.save(replace(config, pools=tuple(changed if each is pool else each for each in config.pools)))
+        """Replace a host of a pool, as they are stored, and record what becomes of its weight."""
+        self.put_pool(replace(pool, hosts=tuple(after if host is before else host for host in pool.hosts)))
         self.record_weight(pool, before, after, reason, by=by)
 
     def record_weight(self, pool: Pool, before: Host, after: Host, reason: str, *, by: str = "") -> None:

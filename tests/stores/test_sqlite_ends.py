@@ -37,7 +37,7 @@ def test_of_processes_that_serve_one_writes_what_is_over_and_has_the_event(
     api.set_weight("p", "b", 5, reason="deploy", by="alice", until=until)
     api.down_host("p", "a", reason="new kernel", by="alice", until=until)
     for worker in workers:
-        assert worker.run("[ask(upstream) for _ in range(4)]") == ["b"] * 4
+        wait_until(lambda worker=worker: worker.run("{ask(upstream) for _ in range(4)} == {'b'}"), "what was done")
     serve = f"""
 time.time = lambda: {until}
 deadline = time.monotonic() + 10
