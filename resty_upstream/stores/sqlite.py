@@ -492,6 +492,10 @@ class SqliteStore:
     def _poll(self, db: sqlite3.Connection) -> None:
         if self._files != self._identities(*_OUR_FILES):
             db = self._reopen()
+        self._correct_bell(db)
+
+    def _correct_bell(self, db: sqlite3.Connection) -> None:
+        """Have the bell show what is stored, if a ring was lost."""
         bell = self._bell[0]  # before the generation: who commits in between rings for more
         generation = _generation(db)
         if bell != generation:
@@ -531,7 +535,7 @@ class SqliteStore:
             self._bell, self._files[".bell"] = self._open_bell()
             self._busy_ms = -1
             self._allow(round(self._wait_s * 1000), db)
-            self._ring(_generation(db))
+            self._correct_bell(db)
             self._side_files = self._identities(*_SIDE_FILES)
         except BaseException as error:
             db.close()
