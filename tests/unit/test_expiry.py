@@ -21,6 +21,7 @@ from resty_upstream.stores import Changes, View
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
 from tests.helpers import hosts, open_upstream, open_workers, take_down, visit
+from tests.stores.support import in_threads
 
 T = TypeVar("T")
 
@@ -138,6 +139,26 @@ def test_of_all_workers_one_writes_it(wall: FakeClock) -> None:
         ("weight 0", "weight 10", "by hand until 14:00 is over", ""),
     ]
     assert [worker.get_pools() for worker in workers] == [workers[0].get_pools()] * 5
+
+
+def test_of_all_threads_one_writes_it(wall: FakeClock) -> None:
+    upstream = open_upstream(POOLS)
+    heard = listen(upstream)
+    UpstreamAPI(upstream).down_host("p", "a", until="1h")
+    wall.advance(HOUR)
+    in_threads(8, lambda _number: [request(upstream) for _ in range(20)])
+    assert [event.host.id for event in heard] == ["a"]
+    assert {request(upstream)[0] for _ in range(4)} == {"a", "b"}
+
+
+def test_what_happens_to_other_hosts_meanwhile_changes_nothing(wall: FakeClock, clock: FakeClock) -> None:
+    upstream = open_upstream({"p": {"hosts": hosts("a", "b", "c")}}, clock)
+    UpstreamAPI(upstream).down_host("p", "a", until="1h")
+    request(upstream)
+    take_down(upstream, "b")
+    request(upstream)
+    wall.advance(HOUR)
+    assert {request(upstream)[0] for _ in range(4)} == {"a", "c"}
 
 
 def test_a_host_that_is_back_starts_slowly(wall: FakeClock, clock: FakeClock) -> None:
