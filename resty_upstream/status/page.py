@@ -102,7 +102,7 @@ def _head_part(upstream: UpstreamStatus) -> Part:
 def _pool_part(status: Status, upstream: UpstreamStatus, pool: PoolStatus, viewer: Viewer) -> Part:
     texts = [*pool_words(pool)]
     for host in pool.hosts:
-        texts += host_words(host, pool, status.at)
+        texts += host_words(host, status.at)
     hosts = [(host.id, host.address, host.settings, host.declared, host.checked) for host in pool.hosts]
     made_of = (
         hosts,
@@ -287,7 +287,6 @@ _COLUMNS: Final = {
     "flight": "In flight",
     "latency": "ms p50 / 90 / 99",
     "fails": "Failures",
-    "last": "Last failure",
     "check": "Last check",
 }
 
@@ -380,7 +379,9 @@ def _chips(host: HostStatus) -> Markup:
 
 def _menu(upstream: UpstreamStatus, pool: PoolStatus, host: HostStatus) -> Markup:
     query = urlencode({"upstream": upstream.name, "pool": pool.id, "host": host.id})
-    links = [tag("a", verb.label, href=f"change?do={name}&{query}", class_=name) for name, verb in VERBS.items()]
+    links = [
+        tag("a", verb.label, href=f"change?do={name}&{query}", class_=f"do-{name}") for name, verb in VERBS.items()
+    ]
     label = f"Change host {host.id} of pool {pool.id}"
     return tag("details", tag("summary", "⋯", aria_label=label), tag("div", *links), class_="menu")
 

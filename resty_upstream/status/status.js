@@ -91,7 +91,7 @@
       const errors = Math.max(0, after.errors - before.errors) / seconds;
       rates.push([Math.max(errors, (after.requests - before.requests) / seconds), errors]);
     }
-    if (!rates.length) return;
+    if (rates.length < 2) return;
     const most = Math.max(1, ...rates.map(([all]) => all));
     const start = SAMPLES - rates.length;
     const area = (which) => {

@@ -21,7 +21,6 @@ class HostWords(NamedTuple):
     in_flight: str
     latency: str
     failures: str
-    last_failure: str
     check: str
 
 
@@ -35,7 +34,7 @@ def state_of(host: HostStatus) -> str:
 _STATES = {"manual": "down"}
 
 
-def host_words(host: HostStatus, pool: PoolStatus, at: float) -> HostWords:
+def host_words(host: HostStatus, at: float) -> HostWords:
     """A host at a moment in epoch seconds."""
     state = state_of(host)
     return HostWords(
@@ -47,11 +46,8 @@ def host_words(host: HostStatus, pool: PoolStatus, at: float) -> HostWords:
         errors=number(host.errors),
         in_flight=number(host.in_flight),
         latency=_latency(host.latency),
-        failures=f"{host.failcount} of {pool.max_fails}"
-        if host.failcount and pool.max_fails
-        else str(host.failcount),
-        last_failure=_when(host.last_failure, at, host.last_failure_reason),
-        check=_when(host.last_check, at, host.last_result) if host.checked else "",
+        failures=_failures(host, at),
+        check=_when(host.last_check, at, host.last_result) if host.checked else "–",
     )
 
 
@@ -66,7 +62,8 @@ def _detail(host: HostStatus) -> str:
 def pool_words(pool: PoolStatus) -> tuple[str, str]:
     """How many hosts of a pool are up, and what is made of it."""
     up = f"{pool.hosts_up} of {counted(len(pool.hosts), 'host')} up"
-    return up, f"{percent(pool.capacity)} capacity · {pool.why.removeprefix('passed over: ')}"
+    capacity = f"{percent(pool.capacity)} capacity"
+    return up, capacity if pool.used else f"{capacity} · {pool.why.removeprefix('passed over: ')}"
 
 
 def upstream_words(upstream: UpstreamStatus) -> tuple[str, str]:
@@ -139,6 +136,11 @@ def _when(then: float, at: float, what: str) -> str:
     if not then:
         return what or "never"
     return f"{duration(at - then)} ago" + (f": {what}" if what else "")
+
+
+def _failures(host: HostStatus, at: float) -> str:
+    in_a_row = f"{host.failcount} in a row, " if host.failcount else ""
+    return in_a_row + _when(host.last_failure, at, host.last_failure_reason) if host.last_failure else "–"
 
 
 def clock(epoch: float, at: float) -> str:
