@@ -81,7 +81,7 @@ def perform(upstreams: Mapping[str, Upstream], order: Order, by: str) -> str:
     api: Any = UpstreamAPI(upstreams[order.upstream])
     until = read_until(order.until, time.time()) if order.verb.may_end else None
     if order.do == "down":
-        api.down_host(order.pool, order.host, reason=order.reason, by=by, until=until)
+        api.down_host(order.pool, order.host, reason=order.reason, by=by, **({"until": until} if until else {}))
     elif order.do == "up":
         api.up_host(order.pool, order.host, reason=order.reason, by=by)
     else:

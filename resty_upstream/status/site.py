@@ -324,7 +324,7 @@ def _wrong(error: Exception) -> Wrong:
 
 def _wants_json(request: Request) -> bool:
     accept = request.headers.get("accept", "")
-    return request.path.endswith(".json") or ("application/json" in accept and "text/html" not in accept)
+    return "text/html" not in accept and ("application/json" in accept or request.path.endswith(".json"))
 
 
 def _html(code: int, text: str) -> Response:
