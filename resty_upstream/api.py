@@ -162,7 +162,7 @@ class UpstreamAPI:
         self,
         pool_id: Id,
         host_id: Id,
-        weight: int,
+        weight: int | str,
         *,
         reason: str = "",
         by: str = "",

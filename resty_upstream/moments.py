@@ -7,7 +7,8 @@ last longer; what has ended stays so.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import re
+from datetime import datetime, time, timedelta
 from typing import Final
 
 from resty_upstream.errors import InvalidConfig, Problem
@@ -64,6 +65,31 @@ def _duration_s(text: str) -> float:
         return parse_duration_s(text, "it", bare="s")
     except InvalidConfig:
         raise ValueError("it is no duration") from None
+
+
+def read_moment(text: str, wall: float) -> float:
+    """A time as people write it, as seconds since 1970: of a time of day the next, or ISO 8601; local without a zone.
+
+    :param wall: seconds since 1970, now.
+    :raises ValueError: when it is none.
+    """
+    hour, _, rest = text.partition(":")
+    try:
+        if _CLOCK.fullmatch(text):
+            return _next(time.fromisoformat(f"{hour:0>2}:{rest}"), wall)
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be a time like 15:00, or like 2026-11-27T15:00, not {text!r}") from None
+
+
+_CLOCK: Final = re.compile(r"\d{1,2}(:\d{2}){1,2}", re.ASCII)
+
+
+def _next(clock: time, wall: float) -> float:
+    """The next time at which clocks here show that."""
+    today = datetime.fromtimestamp(wall).date()
+    moments = (datetime.combine(today + timedelta(days=ahead), clock).timestamp() for ahead in (0, 1))
+    return next(moment for moment in moments if moment > wall)
 
 
 def shown_moment(moment: float, wall: float) -> str:

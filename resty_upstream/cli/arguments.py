@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import functools
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from resty_upstream.cli.call import Option, Verb, WrongUsage, option
 from resty_upstream.cli.text import meant, wrapped
 from resty_upstream.errors import InvalidConfig
 from resty_upstream.methods import find_method
 from resty_upstream.model import host_from_options, identifier, pool_from_options, remark
+from resty_upstream.moments import read_moment
 
 T = TypeVar("T")
 
@@ -229,23 +228,10 @@ slow_start = _pool_option("slow_start")
 
 def moment(text: str) -> float:
     """A time as seconds since 1970: of a time of day the next, or ISO 8601; local where no zone is given."""
-    hour, _, rest = text.partition(":")
-    with contextlib.suppress(ValueError, OverflowError):
-        if _CLOCK.fullmatch(text):
-            return _next(datetime.time.fromisoformat(f"{hour:0>2}:{rest}"))
-        return datetime.datetime.fromisoformat(text).timestamp()
-    raise argparse.ArgumentTypeError(f"must be a time like 15:00, or like 2026-11-27T15:00, not {text!r}")
-
-
-_CLOCK: Final = re.compile(r"\d{1,2}(:\d{2}){1,2}", re.ASCII)
-
-
-def _next(clock: datetime.time) -> float:
-    """The next time at which clocks here show that."""
-    now = datetime.datetime.fromtimestamp(time.time())
-    days = (now.date() + datetime.timedelta(days=ahead) for ahead in (0, 1))
-    moments = (datetime.datetime.combine(day, clock).timestamp() for day in days)
-    return next(moment for moment in moments if moment > now.timestamp())
+    try:
+        return read_moment(text, time.time())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _asking_for(path: str) -> dict[str, str]:

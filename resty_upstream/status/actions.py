@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from resty_upstream.api import UpstreamAPI
 from resty_upstream.errors import InvalidConfig, Problem, UpstreamNotFound
+from resty_upstream.moments import read_moment
 from resty_upstream.status.data import HostStatus, PoolStatus, UpstreamStatus
 from resty_upstream.status.words import percent
 from resty_upstream.upstream import Upstream
@@ -78,7 +78,7 @@ def perform(upstreams: Mapping[str, Upstream], order: Order, by: str) -> str:
     """
     if order.upstream not in upstreams:
         raise UpstreamNotFound(f"there is no upstream {order.upstream!r}")
-    api: Any = UpstreamAPI(upstreams[order.upstream])
+    api = UpstreamAPI(upstreams[order.upstream])
     until = read_until(order.until, time.time()) if order.verb.may_end else None
     if order.do == "down":
         api.down_host(order.pool, order.host, reason=order.reason, by=by, **({"until": until} if until else {}))
@@ -91,26 +91,11 @@ def perform(upstreams: Mapping[str, Upstream], order: Order, by: str) -> str:
 
 
 def read_until(text: str, now: float) -> float | str | None:
-    """When a change is to end: epoch seconds, or a duration as it is; None for never.
-
-    A time of day is the next one in the server's time zone, in which a moment without a zone is taken, too.
-    """
-    if not text:
-        return None
+    """When a change is to end: epoch seconds of a time that can be read, else the text as it is; None: never."""
     try:
-        return _next(datetime.strptime(text, "%H:%M"), now)
+        return read_moment(text, now) if text else None
     except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError, OSError):
         return text  # a duration, or nothing that the API takes
-
-
-def _next(wanted: datetime, now: float) -> float:
-    today = datetime.fromtimestamp(now).astimezone()
-    then = today.replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
-    return (then if then > today else then + timedelta(days=1)).timestamp()
 
 
 def consequence(order: Order, upstream: UpstreamStatus, pool: PoolStatus, host: HostStatus) -> str:

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from resty_upstream.counts import BOUNDS_S, HostCounts, UpstreamCounts
 from resty_upstream.errors import StoreError
 from resty_upstream.health.results import CHECKER_LEASE
 from resty_upstream.history import Transition
 from resty_upstream.model import Host, Pool, Pools, changed_options
 from resty_upstream.selection import HostReason, PoolReason
-from resty_upstream.status.interim import BOUNDS_S, HostCounts, UpstreamCounts, counts_of
 from resty_upstream.upstream import Upstream
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def _upstream(name: str, upstream: Upstream) -> UpstreamStatus:
         _or("", lambda: upstream.store.holder(upstream.id, CHECKER_LEASE)) if _checked(explanation.pools) else ""
     )
     failures = {(each.pool, each.host): each for each in transitions if each.after == "failed"}
-    counts = counts_of(upstream)
+    counts = upstream.counts()
     seen = _Seen(upstream.now(), plain, counts, declared, failures, bool(checker))
     return UpstreamStatus(
         id=upstream.id,

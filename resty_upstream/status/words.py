@@ -55,7 +55,9 @@ def _detail(host: HostStatus) -> str:
     """What is to be known of a host beside its state: all, for one that gets nothing."""
     why = host.why.removeprefix("passed over: ").removeprefix("failed ")
     if host.share_of_pool:
-        why = why.partition(" (")[2].removesuffix(")")  # slow start, failures
+        why = (
+            why.partition(" (")[2].removesuffix(")").replace(") (", " · ")
+        )  # slow start, failures, a weight's end
     return why
 
 

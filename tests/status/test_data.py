@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resty_upstream import Upstream, UpstreamAPI
+from resty_upstream.counts import BOUNDS_S
 from resty_upstream.errors import StoreUnavailable
 from resty_upstream.status import schema, status
 from resty_upstream.status.data import HostStatus, PoolStatus, UpstreamStatus, quantile
-from resty_upstream.status.interim import BOUNDS_S
 from resty_upstream.testing import FakeClock
 from tests.helpers import hosts, open_upstream, refused, take_down, visit
 
