@@ -68,7 +68,7 @@ def _duration_s(text: str) -> float:
 
 
 def read_moment(text: str, wall: float) -> float:
-    """A time as people write it, as seconds since 1970: of a time of day the next, or ISO 8601; local without a zone.
+    """A time as seconds since 1970: of a time of day the next, or ISO 8601; local where no zone is given.
 
     :param wall: seconds since 1970, now.
     :raises ValueError: when it is none.

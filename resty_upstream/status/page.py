@@ -163,7 +163,7 @@ def content(status: Status, viewer: Viewer, *, only: frozenset[str] = frozenset(
     sections = [_upstream(status, upstream, viewer, only) for upstream in status.upstreams]
     nothing = "" if sections else tag("p", "No upstream is configured.", class_="empty")
     return join(
-        tag("div", _live(status), _tools(), class_="controls"),
+        tag("section", _live(status), _tools(), class_="controls", aria_label="What is shown"),
         tag("main", *sections, nothing, id="board", tabindex="-1"),
         _for_script(),
     )
