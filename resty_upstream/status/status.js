@@ -94,11 +94,12 @@
     if (rates.length < 2) return;
     const most = Math.max(1, ...rates.map(([all]) => all));
     const start = SAMPLES - rates.length;
+    const any = rates.some(([all]) => all);
     const area = (which) => {
       const points = rates.map((rate, i) => `${start + i},${(20 - 18 * rate[which] / most).toFixed(1)}`);
       return `M${start},20L${points.join("L")}L${SAMPLES - 1},20Z`;
     };
-    row.requests.setAttribute("d", area(0));
+    row.requests.setAttribute("d", any ? area(0) : "");
     row.errors.setAttribute("d", rates.some(([, errors]) => errors) ? area(1) : "");
     const now = rates[rates.length - 1][0];
     const text = now ? `${now < 10 ? now.toFixed(1) : Math.round(now)}/s` : "";

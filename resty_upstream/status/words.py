@@ -137,11 +137,11 @@ def milliseconds(seconds: float) -> str:
 def _when(then: float, at: float, what: str) -> str:
     if not then:
         return what or "never"
-    return f"{duration(at - then)} ago" + (f": {what}" if what else "")
+    return (f"{what}, " if what else "") + f"{duration(at - then)} ago"
 
 
 def _failures(host: HostStatus, at: float) -> str:
-    in_a_row = f"{host.failcount} in a row, " if host.failcount else ""
+    in_a_row = f"{host.failcount} in a row: " if host.failcount else ""
     return in_a_row + _when(host.last_failure, at, host.last_failure_reason) if host.last_failure else "–"
 
 

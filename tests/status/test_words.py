@@ -65,7 +65,7 @@ def test_each_state_has_a_word_and_the_sentence_why_it_gets_nothing(clock: FakeC
     assert "ECONNREFUSED" in found["b"][1].detail
     assert "new kernel" in found["c"][1].detail
     assert "weight 0" in found["d"][1].detail
-    assert found["b"][1].failures.startswith("3 in a row, ")
+    assert found["b"][1].failures.startswith("3 in a row: ")
 
 
 def test_the_title_says_what_is_wrong(clock: FakeClock) -> None:
