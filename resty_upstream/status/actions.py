@@ -80,6 +80,8 @@ def perform(upstreams: Mapping[str, Upstream], order: Order, by: str) -> str:
         raise UpstreamNotFound(f"there is no upstream {order.upstream!r}")
     api = UpstreamAPI(upstreams[order.upstream])
     until = read_until(order.until, time.time()) if order.verb.may_end else None
+    if order.do == "drain":
+        _require_others(api, order)
     if order.do == "down":
         api.down_host(order.pool, order.host, reason=order.reason, by=by, **({"until": until} if until else {}))
     elif order.do == "up":
@@ -88,6 +90,16 @@ def perform(upstreams: Mapping[str, Upstream], order: Order, by: str) -> str:
         weight = order.weight if order.do == "weight" else "0"
         api.set_weight(order.pool, order.host, weight, reason=order.reason, by=by, until=until)
     return f"{order.filled(order.verb.done)}."
+
+
+def _require_others(api: UpstreamAPI, order: Order) -> None:
+    """Refuse to drain a host whose weight of 0 would be as good as those of all others."""
+    hosts = api.get_pools().get(order.pool, {}).get("hosts", {})
+    if order.host in hosts and not any(host["weight"] for id, host in hosts.items() if id != order.host):
+        what = (
+            f"no other host of pool {order.pool} has a weight, so that none can be drained: take it down instead"
+        )
+        raise InvalidConfig(Problem(what))
 
 
 def read_until(text: str, now: float) -> float | str | None:
@@ -108,7 +120,7 @@ def consequence(order: Order, upstream: UpstreamStatus, pool: PoolStatus, host: 
         return f"Its weight is {host.weight} of {together} together in pool {pool.id}. A weight of 0 drains it."
     left = sum(each.status == "up" and each.id != host.id for each in pool.hosts)
     if order.do == "drain" and not any(each.weight for each in pool.hosts if each.id != host.id):
-        return f"No other host of pool {pool.id} has a weight: it would go on with the same share as all of them."
+        return f"No other host of pool {pool.id} has a weight, so that none can be drained: take it down instead."
     if left:
         capacity = f"{percent(host.capacity_without)} (now {percent(pool.capacity)})"
         return f"Remaining capacity of pool {pool.id}: {capacity}, {left} of {len(pool.hosts)} hosts."

@@ -63,8 +63,10 @@ class HostStatus(Struct, frozen=True, kw_only=True):
     failcount: Annotated[Number, Meta(description="Failures in a row.")]
     last_failure: Epoch
     last_failure_reason: str
-    probe_in_s: Annotated[float, Meta(ge=0)] | None
-    """Until a request may probe it, of a host that failed; none where checks bring it back."""
+    probe_in_s: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Meta(description="Until a request may probe it, of a host that failed; none where checks bring it back."),
+    ]
     checked: Annotated[bool, Meta(description="Whether it is to be checked.")]
     last_check: Epoch
     last_result: str

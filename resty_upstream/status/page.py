@@ -6,6 +6,7 @@ whose texts are patched in place as long as it has not: the elements with ``data
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -27,6 +28,7 @@ from resty_upstream.status.words import (
     state_of,
     title,
     upstream_words,
+    zone,
 )
 
 
@@ -76,7 +78,7 @@ class Update(Struct, frozen=True, kw_only=True):
 def update(status: Status, viewer: Viewer) -> Update:
     """What the page of this viewer should show now."""
     parts = tuple(part for upstream in status.upstreams for part in _parts(status, upstream, viewer))
-    return Update(at=status.at, clock=clock(status.at, status.at), title=title(status), parts=parts)
+    return Update(at=status.at, clock=_now(status), title=title(status), parts=parts)
 
 
 def _parts(status: Status, upstream: UpstreamStatus, viewer: Viewer) -> Iterator[Part]:
@@ -163,7 +165,7 @@ def content(status: Status, viewer: Viewer, *, only: frozenset[str] = frozenset(
     sections = [_upstream(status, upstream, viewer, only) for upstream in status.upstreams]
     nothing = "" if sections else tag("p", "No upstream is configured.", class_="empty")
     return join(
-        tag("section", _live(status), _tools(), class_="controls", aria_label="What is shown"),
+        tag("section", _live(status), _tools(), class_="controls", aria_label="Updates and choice of hosts"),
         tag("main", *sections, nothing, id="board", tabindex="-1"),
         _for_script(),
     )
@@ -173,11 +175,15 @@ def _live(status: Status) -> Markup:
     return tag(
         "p",
         tag("span", "as of ", id="live-word"),
-        tag("time", clock(status.at, status.at), id="live-at"),
+        tag("time", _now(status), id="live-at"),
         tag("button", "Pause", type="button", id="pause", hidden=True),
         class_="live",
         id="live",
     )
+
+
+def _now(status: Status) -> str:
+    return f"{clock(status.at, status.at)} {zone(status.at)}"
 
 
 def _whoami(viewer: Viewer) -> Markup:
@@ -446,7 +452,7 @@ def confirmation(
         *hidden,
         _weight_field(order, host) if order.do == "weight" else "",
         _field("Reason", "reason", order.reason, "for those who look later", maxlength=200),
-        _field("Until", "until", order.until, "30m, 2h or 15:00; empty: until it is put back")
+        _field("Until", "until", order.until, f"30m, 2h or 15:00 {zone(time.time())}; empty: for good")
         if order.verb.may_end
         else "",
         tag(

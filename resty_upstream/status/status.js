@@ -12,6 +12,7 @@
   const board = $("board"), dialog = $("dialog");
   const parts = new Map(); // by key: what is patched of each part
   const traffic = new Map(); // by part and host: samples of requests and errors, which outlive their row
+  const around = document.title.split("Upstreams")[1] || ""; // of an application that has the page in its own
   let timer = 0, failures = 0, paused = false, asking = false;
 
   // ── rows ──────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +203,7 @@
       });
     }
     $("live-at").textContent = update.clock;
-    document.title = update.title;
+    document.title = update.title + around;
     if (news.length) tell(news.length > NEWS_AT_ONCE ? `${news.length} hosts changed their state.` : news.join(" "));
     if (news.length || renewed || $("sort").value) order();
     if (news.length || renewed) filter();

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from resty_upstream.cli.text import counted, duration
 from resty_upstream.status.data import HostStatus, Latency, PoolStatus, Setting, Status, UpstreamStatus
@@ -31,7 +32,8 @@ def state_of(host: HostStatus) -> str:
     return "drained" if host.drained or host.until or host.by else "spare"
 
 
-_STATES = {"manual": "down"}
+_STATES: Final = {"manual": "down"}
+_FAILURES: Final = re.compile(r" \(\d+ of \d+ failures in a row\)")
 
 
 def host_words(host: HostStatus, at: float) -> HostWords:
@@ -53,7 +55,9 @@ def host_words(host: HostStatus, at: float) -> HostWords:
 
 def _detail(host: HostStatus) -> str:
     """What is to be known of a host beside its state: all, for one that gets nothing."""
-    why = host.why.removeprefix("passed over: ").removeprefix("failed ")
+    why = _FAILURES.sub("", host.why).removeprefix("passed over: ")  # which have a cell of their own
+    if why.startswith("failed ("):
+        why = why.removeprefix("failed (").replace(")", "", 1)
     if host.share_of_pool:
         why = (
             why.partition(" (")[2].removesuffix(")").replace(") (", " · ")
@@ -131,13 +135,14 @@ def _latency(latency: Latency | None) -> str:
 def milliseconds(seconds: float) -> str:
     """``0.4``, ``12``, ``1,200``: milliseconds without their unit."""
     ms = seconds * 1000
-    return f"{ms:.1f}" if ms < 10 else f"{ms:,.0f}"
+    return f"{ms:.1f}" if ms < 9.95 else f"{ms:,.0f}"
 
 
 def _when(then: float, at: float, what: str) -> str:
     if not then:
         return what or "never"
-    return (f"{what}, " if what else "") + f"{duration(at - then)} ago"
+    ago = f"{duration(at - then)} ago".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{what}, {ago}" if what else ago
 
 
 def _failures(host: HostStatus, at: float) -> str:
@@ -149,3 +154,8 @@ def clock(epoch: float, at: float) -> str:
     """A moment in the server's time zone: ``15:00:07`` today, ``Nov 3, 15:00:07`` on another day."""
     then, now = time.localtime(epoch), time.localtime(at)
     return time.strftime("%H:%M:%S" if then[:3] == now[:3] else "%b %d, %H:%M:%S", then)
+
+
+def zone(epoch: float) -> str:
+    """The server's time zone."""
+    return time.strftime("%Z", time.localtime(epoch))

@@ -102,7 +102,10 @@ def test_down_of_the_last_host_tells_who_takes_over(upstream: Upstream) -> None:
 
 
 def test_a_host_that_cannot_be_drained_is_told(upstream: Upstream) -> None:
-    assert "it would go on" in told(upstream, order("drain", host="d", pool="dr"))
+    given = order("drain", host="d", pool="dr")
+    assert "take it down instead" in told(upstream, given)
+    with pytest.raises(InvalidConfig, match="take it down instead"):
+        perform({"u": upstream}, given, "alice")
 
 
 def test_weight_tells_what_it_is_now(upstream: Upstream) -> None:

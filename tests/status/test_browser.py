@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
     contexts: list[BrowserContext] = []
     errors: list[str] = []
 
-    def open_page(site: Site, token: str = TOKEN, path: str = "/", **options: Any) -> Page:
+    def open_page(site: Site, token: str = TOKEN, *, stopped: bool = False, **options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
         name, _, value = site.sign_in(token).partition("=")
@@ -57,7 +58,10 @@ def open_page(browser: Browser) -> Iterator[Open]:
         context.add_init_script(WATCH)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(site.url + path)
+        if stopped:
+            page.clock.install()
+            page.clock.pause_at("2100-01-01")
+        page.goto(site.url)
         return page
 
     yield open_page
@@ -159,16 +163,22 @@ def test_a_back_end_that_dies_is_seen_without_reload(
 
 def test_traffic_is_drawn_and_counted(open_page: Open, site: Site, upstream: Upstream) -> None:
     page = open_page(site)
-    is_live(page)
-    line = row(page, "a").locator(".traffic path.requests")
-    for _ in range(200):  # until three looks have been compared
-        upstream.connect().client.close()
-        if line.get_attribute("d"):
-            break
-        page.wait_for_timeout(100)
-    assert line.get_attribute("d")
-    expect(row(page, "a").locator("td.requests")).not_to_have_text("0")
-    expect(row(page, "a").locator("td.latency")).not_to_have_text("–")
+    over = threading.Event()
+
+    def visit() -> None:
+        while not over.wait(0.05):
+            upstream.connect().client.close()
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    try:
+        expect(row(page, "a").locator(".traffic path.requests")).to_have_attribute("d", re.compile("M.*L"))
+        expect(row(page, "a").locator(".traffic span")).to_have_text(re.compile(r"\d/s"))
+        expect(row(page, "a").locator("td.requests")).not_to_have_text("0")
+        expect(row(page, "a").locator("td.latency")).not_to_have_text("–")
+    finally:
+        over.set()
+        visitor.join()
 
 
 def test_a_hostile_id_is_shown_as_text(open_page: Open, site: Site, upstream: Upstream) -> None:
@@ -224,17 +234,42 @@ def test_a_server_that_is_away_is_said_and_found_again(open_page: Open, site: Si
 
 
 def test_updates_can_be_stopped(open_page: Open, site: Site) -> None:
-    page = open_page(site)
+    page = open_page(site, stopped=True)
     is_live(page)
-    asked: list[str] = []
+    asked = updates_of(page)
     page.get_by_role("button", name="Pause").click()
-    page.on("request", lambda request: asked.append(request.url))
     expect(page.locator("#live")).to_contain_text("Paused")
-    page.wait_for_timeout(2500)
-    assert asked == []
+    page.clock.run_for(60_000)
+    assert asked() == 0
     page.get_by_role("button", name="Go on").click()
     is_live(page)
-    assert asked
+    assert asked() == 1
+
+
+def test_a_window_that_nobody_sees_asks_less_often(open_page: Open, site: Site) -> None:
+    page = open_page(site, stopped=True)
+    is_live(page)
+    asked = updates_of(page)
+    page.clock.run_for(2000)
+    assert asked() == 1
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.clock.run_for(19_000)
+    assert asked() == 1
+    page.clock.run_for(2000)
+    assert asked() == 2
+
+
+def updates_of(page: Page) -> Callable[[], int]:
+    """How often the page has asked for an update from now on."""
+    begun: list[str] = []
+    page.on("request", lambda request: begun.append(request.url))
+
+    def count() -> int:
+        page.evaluate("1")  # what the page began before has been told of by then
+        return len(begun)
+
+    return count
 
 
 # ── changing ──────────────────────────────────────────────────────────────────────────────────
