@@ -157,7 +157,7 @@ class _Seen(NamedTuple):
 
 
 def _upstream(name: str, upstream: Upstream) -> UpstreamStatus:
-    explanation = upstream.explain()
+    explanation = upstream.context().explain()  # as for a request that knows nothing
     plain = upstream.get_pools()
     declared = _or(upstream.replica.declared or (), lambda: _declared(upstream))
     transitions: Sequence[Transition] = _or((), upstream.history)

@@ -207,7 +207,7 @@ _SORTS: Final = {
 }
 _STATES: Final = {
     "": "all",
-    "trouble": "not plainly up",
+    "trouble": "all but up",
     "up": "up",
     "failed": "failed",
     "manual": "down by hand",

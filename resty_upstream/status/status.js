@@ -233,7 +233,8 @@
   }
 
   function fail(error) {
-    const why = error instanceof Refused ? error.message : "no answer from the server";
+    const why = error.status === 401 ? "you are signed out, load the page again"
+      : error instanceof Refused ? error.message : "no answer from the server";
     if (!failures++) tell(`The page is not updated any more: ${why}`);
     say("stale", `Not updated: ${why.replace(/\.$/, "")}; tried again every ${pause() / 1000} s · as of `);
   }

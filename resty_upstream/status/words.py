@@ -59,9 +59,8 @@ def _detail(host: HostStatus) -> str:
     if why.startswith("failed ("):
         why = why.removeprefix("failed (").replace(")", "", 1)
     if host.share_of_pool:
-        why = (
-            why.partition(" (")[2].removesuffix(")").replace(") (", " · ")
-        )  # slow start, failures, a weight's end
+        # Slow start, the end of a weight.
+        why = why.partition(" (")[2].removesuffix(")").replace(") (", " · ")
     return why
 
 

@@ -7,14 +7,18 @@ import re
 import socket
 import time
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resty_upstream import InvalidConfig, Upstream
-from resty_upstream.status import Request, Viewer
+from resty_upstream.status import TYPES, Request, Viewer
 from resty_upstream.status.access import Access, is_local
 from resty_upstream.status.asgi import StatusApp
-from tests.status.conftest import TOKEN, VIEW_TOKEN, Site, Start
+from tests.helpers import open_upstream
+from tests.status.conftest import POOLS, TOKEN, VIEW_TOKEN, Site, Start
 
 DOWN = {"do": "down", "upstream": "default", "pool": "p", "host": "a", "reason": "new kernel"}
 BEARER = f"Bearer {TOKEN}"
@@ -328,3 +332,31 @@ def test_hostile_headers_do_no_harm(site: Site) -> None:
     ):
         assert site.ask("GET", "/", Cookie=cookie.encode().decode("latin-1")).status == 401
     assert site.get("/", Authorization="Bearer é").status == 401
+
+
+def words(*known: str) -> st.SearchStrategy[str]:
+    return st.sampled_from(known) | st.text(max_size=20)
+
+
+@given(
+    method=words("GET", "POST", "HEAD", "PUT"),
+    path=words("", "/", "/change", "/login", "/logout", "/status.json", "/status.css"),
+    query=words("do=down&upstream=default&pool=p&host=a", "for=page", "part=pool/default/p"),
+    headers=st.dictionaries(
+        words("host", "cookie", "authorization", "origin", "accept"), words("localhost", "Bearer x")
+    ),
+    body=st.binary(max_size=50) | st.just(urlencode(DOWN).encode()),
+    options=st.sampled_from(
+        [{}, {"token": TOKEN}, {"view_token": VIEW_TOKEN}, {"authorize": lambda _native: None}]
+    ),
+)
+def test_whatever_a_stranger_sends_is_answered_and_changes_nothing(
+    method: str, path: str, query: str, headers: dict[str, str], body: bytes, options: dict[str, Any]
+) -> None:
+    upstream = open_upstream(POOLS)
+    asked = request(method=method, path=path, query=query, headers={"host": "localhost", **headers}, body=body)
+    answer = StatusApp(upstream, **options).answer(asked)
+    assert answer.status in (200, 303, 308, 400, 401, 403, 404, 405)
+    assert is_up(upstream)
+    if options and answer.status == 200:
+        assert path.lstrip("/") in TYPES

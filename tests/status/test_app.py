@@ -20,6 +20,7 @@ from resty_upstream.status.wsgi import StatusApp as WsgiApp
 from tests.helpers import hosts, open_upstream
 from tests.status.conftest import HOSTILE, POOLS, TOKEN, Site, Start, serving_asgi, serving_wsgi
 from tests.status.test_html import Reader
+from tests.unit.test_imports import loaded_by
 
 BEARER = f"Bearer {TOKEN}"
 
@@ -214,3 +215,7 @@ def test_a_websocket_is_refused() -> None:
         port = stack.enter_context(serving_asgi(AsgiApp(open_upstream(POOLS))))
         with pytest.raises(InvalidStatus, match="403"):
             client.connect(f"ws://localhost:{port}/")
+
+
+def test_who_imports_the_library_does_not_load_the_page() -> None:
+    assert not {name for name in loaded_by("import resty_upstream") if name.startswith("resty_upstream.status")}
