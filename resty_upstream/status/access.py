@@ -186,7 +186,7 @@ def is_local(request: Request) -> bool:
 
 def _host_name(host: str) -> str:
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return "" if "@" in host else urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
 
@@ -233,14 +233,13 @@ def why_cross_site(request: Request) -> str:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         return "" if site == "same-origin" else "The request was made by another site."
-    # A browser that does not say whose request it is: "null" may be anybody.
-    if origin is not None and urlsplit_netloc(origin) != request.headers.get("host", "").lower():
+    # "null" is a browser that does not say whose request it is.
+    if origin is not None and _netloc(origin) != (request.headers.get("host", "").lower() or None):
         return "The request was made by another site, or a proxy does not pass on Host."
     return ""
 
 
-def urlsplit_netloc(origin: str) -> str:
-    """Host and port of an origin; empty where it has none."""
+def _netloc(origin: str) -> str:
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:

@@ -88,7 +88,6 @@ _TITLES: Final = {
     503: "The store cannot be used",
 }
 
-
 Handler = Callable[["Board", Request, Viewer], Response]
 
 
@@ -116,7 +115,7 @@ class Board:
             return refusal(request, _wrong(error))
 
     def page(self, request: Request, viewer: Viewer) -> Response:
-        """The page; or some parts of it, as ``parts`` in the query says."""
+        """The page; or some parts of it, as ``part`` in the query says."""
         only = frozenset(value for name, value in _fields(request.query) if name == "part")
         seen = status(self.upstreams)
         if only:
@@ -202,18 +201,18 @@ class StatusSite:
     def _answer(self, request: Request) -> Response:
         if not request.path:
             return _to_directory(request)
-        if request.path.lstrip("/") in assets.TYPES:
+        if request.path[1:] in assets.TYPES:
             return self._board.answer(request, Viewer(""))  # the page that asks who somebody is needs them
         if self._access.has_tokens and request.path in _DOORS:
             return _handler(_DOORS, request)(self, request)
         granted = self._access.grant(request)
         if granted is None:
             raise self._unknown()
-        viewer, cookie = (
-            access.protect(granted.viewer, request) if granted.viewer.may_change else (granted.viewer, "")
-        )
         if request.method == "POST":
             self._require_own_form(request, granted)
+        viewer, cookie = granted.viewer, ""
+        if viewer.may_change and not granted.by_header:
+            viewer, cookie = access.protect(viewer, request)
         answer = self._board.answer(request, viewer)
         return answer._replace(more=(*answer.more, ("Set-Cookie", cookie))) if cookie else answer
 
@@ -283,7 +282,7 @@ def _to_directory(request: Request) -> Response:
 
 
 def _asset(request: Request) -> Response:
-    name = request.path.lstrip("/")
+    name = request.path[1:]
     # Its address in the page changes with it.
     return Response(200, assets.content(name), assets.TYPES[name], (("Cache-Control", "max-age=31536000"),))
 

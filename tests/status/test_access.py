@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from resty_upstream import InvalidConfig, Upstream
 from resty_upstream.status import TYPES, Request, Viewer
-from resty_upstream.status.access import Access, is_local
+from resty_upstream.status.access import Access, is_local, why_cross_site
 from resty_upstream.status.asgi import StatusApp
 from tests.helpers import open_upstream
 from tests.status.conftest import POOLS, TOKEN, VIEW_TOKEN, Site, Start
@@ -75,6 +75,7 @@ def test_a_program_of_this_machine_is_local(peer: str, host: str) -> None:
         {"headers": {"host": "evil.test"}},  # bound to 127.0.0.1 after the page was loaded
         {"headers": {"host": "127.0.0.1.evil.test"}},
         {"headers": {"host": "localhost@evil.test"}},
+        {"headers": {"host": "evil.test@localhost"}},
         {"headers": {"host": "evil.test#localhost"}},
         {"headers": {"host": "[::1"}},
         {"headers": {"host": "localhost", "x-forwarded-for": "127.0.0.1"}},
@@ -237,6 +238,11 @@ def test_a_form_that_another_site_sends_is_refused(
     assert site.post("/login", {"token": TOKEN}, **headers).status == 403
     assert site.post("/logout", {}, Cookie=cookies, **headers).status == 403
     assert is_up(upstream)
+
+
+def test_who_names_no_host_is_of_another_site() -> None:
+    assert why_cross_site(request(headers={"origin": "null"}))
+    assert not why_cross_site(request(headers={}))  # no browser: it proves itself by other means
 
 
 def test_what_a_browser_says_of_the_pages_own_forms_is_right(site: Site, upstream: Upstream) -> None:
