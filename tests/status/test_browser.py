@@ -58,6 +58,9 @@ def open_page(browser: Browser) -> Iterator[Open]:
         context.add_init_script(WATCH)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "console", lambda said: errors.append(said.text) if "Content Security Policy" in said.text else None
+        )
         if stopped:
             page.clock.install()
             page.clock.pause_at("2100-01-01")
@@ -189,6 +192,18 @@ def test_a_hostile_id_is_shown_as_text(open_page: Open, site: Site, upstream: Up
     expect(row(page, "<script>alert(1)</script>")).to_be_visible()
     choose(page, HOSTILE, "Take down")
     assert page.locator("img").count() == 0
+
+
+def test_the_policy_forbids_what_the_page_does_not_do(browser: Browser, site: Site) -> None:
+    """A guard: a policy that forbids nothing is never violated."""
+    page = browser.new_page()
+    page.add_init_script(WATCH)
+    page.goto(site.url)
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'https://elsewhere.test/x.png'}))")
+    page.wait_for_function("window.seen.includes('img-src')")
+    made = "(() => { try { document.body.innerHTML = '<b>x</b>'; } catch (error) { return error.name; } })()"
+    assert page.evaluate(made) == "TypeError"
+    page.close()
 
 
 def test_focus_an_open_menu_and_typed_text_survive_updates(
