@@ -36,6 +36,7 @@ from resty_upstream.counts import (
     Row,
 )
 from resty_upstream.errors import NoHostAvailable, UpstreamError
+from resty_upstream.events import fields
 from resty_upstream.load import Flight, Load
 from resty_upstream.model import Host, OutlierDetection, Pool
 from resty_upstream.selection import Choice, Snapshot, Target, choices
@@ -217,8 +218,13 @@ class Attempt:
             attempts.done = True
             if not self.target.quiet:
                 self._succeeded(attempts, now)
-            return False
-        return self._failed(attempts, error, now)
+            goes_on = False
+        else:
+            goes_on = self._failed(attempts, error, now)
+        listeners = attempts.context.upstream.listeners
+        if listeners.hear_attempts:
+            listeners.tell("attempt", self)
+        return goes_on
 
     def _succeeded(self, attempts: Attempts, now: float) -> None:
         if self.target.load is not None:
@@ -242,11 +248,21 @@ class Attempt:
             self.observe_failure(attempts.context, verdict.reason, now, prober)
         elif prober:
             attempts.context.observe(self.target, Release(now, prober), probe=True)
-        _log.debug(
-            "attempt at pool %s, host %s: %s (%s)", self.pool.id, self.host.id, self.outcome, verdict.reason
-        )
+        if _log.isEnabledFor(logging.DEBUG):
+            self._log_failure(attempts.context.upstream.id, verdict.reason)
         attempts.done = not verdict.next_host
         return verdict.next_host
+
+    def _log_failure(self, upstream_id: str, reason: str) -> None:
+        pool, host = self.pool.id, self.host.id
+        _log.debug(
+            "upstream.attempt: pool %s, host %s %s (%s)",
+            pool,
+            host,
+            self.outcome,
+            reason,
+            extra=fields("attempt", id=upstream_id, pool=pool, host=host, outcome=self.outcome, reason=reason),
+        )
 
     @property
     def is_probe(self) -> bool:
@@ -413,7 +429,9 @@ class Attempts(Iterator[Attempt]):
     def _give_up(self, *, deadline_over: bool) -> NoReturn:
         self.done = True
         self.context.upstream.replica.count_exhausted()
-        raise self._verdict(deadline_over) from self._cause()
+        verdict = self._verdict(deadline_over)
+        self.context.upstream.listeners.tell("exhausted", verdict)
+        raise verdict from self._cause()
 
     def _cause(self) -> BaseException | None:
         failures = [attempt.error for attempt in self.log if attempt.error is not None]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from msgspec import Struct
 
 from resty_upstream.model import Host, Pool
 
+if TYPE_CHECKING:
+    from resty_upstream.attempts import Attempt
+    from resty_upstream.errors import NoHostAvailable
+
 EventName = Literal["host_up", "host_down"]
-EVENT_NAMES: Final = ("host_up", "host_down")
+EVENT_NAMES: Final = ("host_up", "host_down", "attempt", "exhausted")
 
 _log = logging.getLogger("resty_upstream.failover")
 
@@ -31,24 +35,29 @@ class HostEvent(Struct, frozen=True):
 
 
 Listener = Callable[[HostEvent], object]
+AttemptListener = Callable[["Attempt"], object]
+ExhaustedListener = Callable[["NoHostAvailable"], object]
 
 
 class Listeners:
     """The functions bound to the events of one upstream in this process."""
 
     def __init__(self) -> None:
-        self._bound: dict[str, list[Listener]] = {name: [] for name in EVENT_NAMES}
+        self._bound: dict[str, list[Callable[[Any], object]]] = {name: [] for name in EVENT_NAMES}
+        self.hear_attempts = False
+        """Whether any is bound to attempts: each request asks, and nearly nobody is."""
 
-    def bind(self, event: EventName, func: Listener) -> None:
+    def bind(self, event: str, func: Callable[[Any], object]) -> None:
         """Call ``func(event)`` on every ``event``; see :meth:`Upstream.bind` for the errors."""
         if event not in self._bound:
             raise ValueError(f"unknown event {event!r}: use one of {', '.join(EVENT_NAMES)}")
         if not callable(func):
             raise TypeError(f"what is bound to {event!r} must be callable, not {type(func).__name__}")
         self._bound[event].append(func)
+        self.hear_attempts |= event == "attempt"
 
     def emit(self, events: Iterable[HostEvent]) -> None:
-        """Log each event and hand it to its listeners; one that raises is logged and harms nobody."""
+        """Log each event and hand it to its listeners."""
         for event in events:
             _log.warning(
                 "upstream.%s: pool %s, host %s (%s)",
@@ -56,16 +65,21 @@ class Listeners:
                 event.pool.id,
                 event.host.id,
                 event.reason,
-                extra={
-                    "upstream_event": event.name,
-                    "upstream_id": event.upstream,
-                    "upstream_pool": event.pool.id,
-                    "upstream_host": event.host.id,
-                    "upstream_reason": event.reason,
-                },
+                extra=fields(
+                    event.name, id=event.upstream, pool=event.pool.id, host=event.host.id, reason=event.reason
+                ),
             )
-            for func in tuple(self._bound[event.name]):
-                try:
-                    func(event)
-                except Exception:
-                    _log.exception("a listener of %s failed", event.name)
+            self.tell(event.name, event)
+
+    def tell(self, name: str, event: object) -> None:
+        """Hand an event to its listeners; one that raises is logged and harms nobody."""
+        for func in tuple(self._bound[name]):
+            try:
+                func(event)
+            except Exception:
+                _log.exception("a listener of %s failed", name, extra=fields("listener_failed", of=name))
+
+
+def fields(event: str, **more: object) -> dict[str, object]:
+    """What structured logs have of an event, as ``extra`` of a record: ``upstream_event`` and the like."""
+    return {f"upstream_{name}": value for name, value in {"event": event, **more}.items()}

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from resty_upstream.counts import EXHAUSTED, SIZE, Row, UpstreamCounts, host_counts, row_key
 from resty_upstream.errors import StoreBusy, StoreError, StoreFormatError
-from resty_upstream.events import HostEvent, Listeners
+from resty_upstream.events import HostEvent, Listeners, fields
 from resty_upstream.health.functions import CheckFunction, Functions
 from resty_upstream.health.results import CHECKER_LEASE, LastCheck, read_results
 from resty_upstream.history import Transition, encode_transition, standing
@@ -95,6 +95,15 @@ class Observation(NamedTuple):
     fact: Fact
 
 
+class Known(NamedTuple):
+    """Pools, and by :func:`~resty_upstream.model.record_key` what is known of their hosts."""
+
+    pools: Pools
+    states: Mapping[str, HostState]
+    checks: Mapping[str, LastCheck]
+    """The last check of each host that was ever checked."""
+
+
 class Edit:
     """A transaction on one upstream, with the store's bytes decoded."""
 
@@ -112,7 +121,11 @@ class Edit:
             if self.view.has_config:
                 self._config = decode_config(self.view.config)
                 if self._config is None:
-                    _log.error("the stored configuration of upstream %s is damaged: begun anew", self._upstream_id)
+                    _log.error(
+                        "the stored configuration of upstream %s is damaged: begun anew",
+                        self._upstream_id,
+                        extra=fields("config_damaged", id=self._upstream_id),
+                    )
             if self._config is None:
                 self.save(self._found())
         return self._config  # type: ignore[return-value]  # set by save
@@ -479,6 +492,7 @@ class Replica:
                 "pool %s wants the method %r, which this process did not register: served by round_robin",
                 pool.id,
                 pool.method,
+                extra=fields("method_unknown", id=self.id, pool=pool.id, method=pool.method),
             )
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────
@@ -505,7 +519,12 @@ class Replica:
                 alike = _failed_alike(plan)
                 if alike:
                     self._said_at[pool_id] = now
-                    _failover_log.warning("upstream %s: %s", self.id, alike)
+                    _failover_log.warning(
+                        "upstream %s: %s",
+                        self.id,
+                        alike,
+                        extra=fields("hosts_failed_alike", id=self.id, pool=pool_id, reason=alike),
+                    )
 
     def _transact(self, fn: Callable[[Edit], T], wait_s: float) -> tuple[T, list[HostEvent]]:
         self.own()
@@ -554,7 +573,11 @@ class Replica:
 
     def _write_back(self, edit: Edit, own: Config) -> None:
         """The store lost what this process still knows."""
-        _log.warning("the store of upstream %s is new: written back from this process's copy", self.id)
+        _log.warning(
+            "the store of upstream %s is new: written back from this process's copy",
+            self.id,
+            extra=fields("store_written_back", id=self.id),
+        )
         declared = edit.config.declared
         config = replace(own, pools=merge(own.declared, declared, own.pools)).declaring(declared)
         for key in edit.view.keys():  # noqa: SIM118 - a view is not a mapping
@@ -765,7 +788,12 @@ class Replica:
         """Say once that the store fails, and serve without it."""
         self._retry_at = self.now() + _RETRY_S
         if self._trouble is None:
-            _log.error("StoreDegraded: %s; serving upstream %s from what is known", error, self.id)
+            _log.error(
+                "StoreDegraded: %s; serving upstream %s from what is known",
+                error,
+                self.id,
+                extra=fields("store_degraded", id=self.id, reason=str(error)),
+            )
         self._trouble = error
         if self._snapshot is EMPTY and self._declared is not None:
             self._states = self.declared_states()
@@ -774,7 +802,9 @@ class Replica:
     def _recover(self) -> None:
         self._retry_at = float("-inf")
         if self._trouble is not None:
-            _log.warning("the store of upstream %s works again", self.id)
+            _log.warning(
+                "the store of upstream %s works again", self.id, extra=fields("store_recovered", id=self.id)
+            )
             self._trouble = None
 
     @property
@@ -815,8 +845,8 @@ class Replica:
         keys = {record_key(pool.id, host.id): pool for pool in pools for host in pool.hosts}
         return {key: _first_state(health.get(key), now, pool) for key, pool in keys.items()}
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """All pools as plain dicts, counts as of now."""
+    def look(self) -> Known:
+        """All pools, with states and checks as of now; as this process knows them, while the store fails."""
         snapshot = self.snapshot()
         pools: Pools = snapshot.pools
         checks: Mapping[str, LastCheck] = {}
@@ -835,6 +865,11 @@ class Replica:
                 self._suffer(error)
                 self._forget_version()  # look again, though the version may stay as it is
         pools, states = as_of(pools, states, self.now(), time.time())
+        return Known(pools, states, checks)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """All pools as plain dicts, counts as of now."""
+        pools, states, checks = self.look()
         plain = pools_to_dicts(pools, lambda key: shown(states.get(key) or added(0)))
         for pool in pools:
             for host in pool.hosts:
@@ -904,7 +939,7 @@ def _decode_state(data: bytes) -> HostState:
     try:
         return decode_state(data)
     except StoreFormatError as error:
-        _log.error("%s: taken as healthy", error)
+        _log.error("%s: taken as healthy", error, extra=fields("record_damaged", reason=str(error)))
         return HostState()
 
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from resty_upstream.errors import InvalidConfig, Problem
+from resty_upstream.events import fields
 
 if TYPE_CHECKING:
     from resty_upstream.model import Pool, Pools, Sticky
@@ -110,7 +111,9 @@ class Signing:
         try:
             return ItsDangerousSigner(secret, self._salt)
         except InvalidConfig as error:
-            _log.error("%s; sessions do not stay at their hosts", error)
+            _log.error(
+                "%s; sessions do not stay at their hosts", error, extra=fields("not_sticky", reason=str(error))
+            )
             return None
 
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast, overload
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ from resty_upstream.connectors import Connectable, Connected
 from resty_upstream.context import RequestContext, active
 from resty_upstream.counts import UpstreamCounts
 from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, StoreUnsafe
-from resty_upstream.events import EventName, Listener, Listeners
+from resty_upstream.events import AttemptListener, EventName, ExhaustedListener, Listener, Listeners
 from resty_upstream.history import Transition, read_history
 from resty_upstream.methods import find_method
 from resty_upstream.model import (
@@ -111,8 +111,8 @@ class Upstream:
                 self.store = open_store(store) if isinstance(store, str) else _require_store(store)
             with problems.noted():
                 definition = None if pools is None else _definition(pools)
-        self._listeners = Listeners()
-        self.replica = Replica(self.store, self.id, self._listeners)
+        self.listeners = Listeners()
+        self.replica = Replica(self.store, self.id, self.listeners)
         self.now = self.store.now
         self._outside = RequestContext(self)
         self._outside.post_process()  # each call is a context of its own: it tells at once what it sees
@@ -331,16 +331,28 @@ class Upstream:
         """
         return self.replica.counts()
 
-    def bind(self, event: EventName, func: Listener) -> None:
-        """Call ``func(event)`` at every ``host_up`` or ``host_down`` that this process causes.
+    @overload
+    def bind(self, event: EventName, func: Listener) -> None: ...
+    @overload
+    def bind(self, event: Literal["attempt"], func: AttemptListener) -> None: ...
+    @overload
+    def bind(self, event: Literal["exhausted"], func: ExhaustedListener) -> None: ...
 
-        Each transition is caused, and heard of, once across all workers: after its commit, outside every
-        lock. A function that raises is logged and does no harm.
+    def bind(self, event: str, func: Callable[[Any], object]) -> None:
+        """Call ``func(event)`` at every event of that name that this process causes.
+
+        * ``host_up`` and ``host_down``, with a :class:`~resty_upstream.HostEvent`. Each transition is caused, and
+          heard of, once across all workers: after its commit, outside every lock;
+        * ``attempt``, with an :class:`~resty_upstream.Attempt`: one is over, well or not. The request waits for
+          ``func``;
+        * ``exhausted``, with the :class:`~resty_upstream.NoHostAvailable` that is about to be raised.
+
+        A function that raises is logged and does no harm.
 
         :raises ValueError: for an unknown event.
         :raises TypeError: for a function that is not callable.
         """
-        self._listeners.bind(event, func)
+        self.listeners.bind(event, func)
 
     # ── changing ──────────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from resty_upstream.events import fields
 from resty_upstream.model import Pools
 
 CheckFunction = Callable[[str, int, float], Any]
@@ -34,17 +35,21 @@ class Functions:
         return self._found[name]
 
     def _load(self, name: str, declared: Pools) -> CheckFunction | None:
+        extra = fields("check_not_callable", check=name)
         if name not in named_in(declared):
-            _log.error("%s is not called: the settings of this process do not name it as a check", name)
+            _log.error(
+                "%s is not called: the settings of this process do not name it as a check", name, extra=extra
+            )
             return None
         module, _, attribute = name.rpartition(".")
         try:
             function = getattr(importlib.import_module(module), attribute)
         except Exception as error:  # whatever a module does when it is imported
-            _log.error("%s cannot be imported to check hosts: %r", name, error)
+            _log.error("%s cannot be imported to check hosts: %r", name, error, extra=extra)
             return None
         if not callable(function):
-            _log.error("%s cannot check hosts: it is %s and cannot be called", name, type(function).__name__)
+            kind = type(function).__name__
+            _log.error("%s cannot check hosts: it is %s and cannot be called", name, kind, extra=extra)
             return None
         return function  # type: ignore[no-any-return]  # called with care
 

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from resty_upstream.errors import StoreBusy, StoreError
+from resty_upstream.events import fields
 from resty_upstream.health.checks import NotOurTurn, run_check
 from resty_upstream.health.functions import BUILT_IN
 from resty_upstream.health.results import (
@@ -154,7 +155,12 @@ class Checker:
         try:
             self._thread.start()
         except RuntimeError as error:
-            _log.error("the checker of upstream %s cannot begin: %s", self._id, error)
+            _log.error(
+                "the checker of upstream %s cannot begin: %s",
+                self._id,
+                error,
+                extra=fields("checker_failed", id=self._id, reason=str(error)),
+            )
             return False
         return True
 
@@ -187,7 +193,11 @@ class Checker:
                 with asyncio.Runner() as runner:
                     runner.run(self._work())
             except Exception:  # without descriptors there is not even an event loop
-                _log.exception("the checker of upstream %s failed, and begins again", self._id)
+                _log.exception(
+                    "the checker of upstream %s failed, and begins again",
+                    self._id,
+                    extra=fields("checker_failed", id=self._id),
+                )
                 self._snapshot, self._duties, self._tasks, self._flushing = None, {}, set(), None
                 self._lease_until = float("-inf")
                 self._stop.wait(_AFTER_ERROR_S)

@@ -17,6 +17,7 @@ from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context
 
 from resty_upstream import errors as ours
+from resty_upstream.events import fields
 from resty_upstream.http.urllib3 import TLS, Asked, Engine, seconds, unverified
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class UpstreamAdapter(HTTPAdapter):
                 "a request for %s goes to the upstream that is mounted for %s: mount it with a slash at the end, "
                 "as in %s://%s/",
                 host, shorter, url.scheme, shorter,
+                extra=fields("mounted_without_slash", mounted=shorter, host=host),
             )  # fmt: skip
         if len(self._names) >= 64:
             self._names.clear()

@@ -623,7 +623,11 @@ class SqliteStore:
 
     def _reopen(self) -> sqlite3.Connection:
         """Open the file that is there now; one that is new and empty gets all that the old one held."""
-        _log.warning("%s was replaced or deleted: opening it again", self.path)
+        _log.warning(
+            "%s was replaced or deleted: opening it again",
+            self.path,
+            extra={"upstream_event": "store_replaced", "upstream_store": self.path},
+        )
         if self._db is not None and self._files[""] != _identity(self.path):
             self._held = self._content(self._db)
         self._leave_old_files()
@@ -693,6 +697,7 @@ class SqliteStore:
             self.path,
             error,
             aside,
+            extra={"upstream_event": "store_damaged", "upstream_store": self.path, "upstream_aside": aside},
         )
 
     @contextlib.contextmanager

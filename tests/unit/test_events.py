@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
 import pytest
 
-from resty_upstream import HostEvent, Upstream, UpstreamAPI
+from resty_upstream import HostEvent, NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.testing import FakeClock
-from tests.helpers import health, hosts, open_upstream, open_workers, refused, take_down, visit
+from tests.helpers import health, hosts, open_upstream, open_workers, refused, take_down, visit, visit_in_vain
 
 ONE: dict[str, Any] = {"p": {"hosts": hosts("a")}}
 
@@ -133,8 +134,61 @@ def test_listeners_are_called_in_the_order_in_which_they_were_bound() -> None:
     assert heard == [0, 1, 2]
 
 
+def test_each_attempt_of_this_process_is_heard_when_it_is_over() -> None:
+    first, second = open_workers(2, {"p": {"hosts": hosts("a", "b")}})
+    heard: list[str] = []
+    first.bind("attempt", lambda attempt: heard.append(f"{attempt.host.id} {attempt.outcome}"))
+    while len(heard) < 2:
+        visit(first, {"a": refused})
+    assert heard[-2:] == ["a failed", "b ok"]
+    heard.clear()
+    visit(second)
+    with pytest.raises(LookupError):
+        visit(first, {"a": LookupError, "b": LookupError})
+    assert [outcome.partition(" ")[2] for outcome in heard] == ["ignored"]
+
+
+async def _dial(_host: str, _port: int, _timeout_s: float) -> bool:
+    return True
+
+
+def test_attempts_of_every_way_to_connect_are_heard_in_order() -> None:
+    upstream, heard = open_upstream(ONE), list[str]()
+    upstream.bind("attempt", lambda attempt: heard.append(repr(attempt)))
+    upstream.connect(lambda _host, _port, _timeout_s: True)
+    asyncio.run(upstream.aconnect(_dial))
+    with upstream.context() as context:
+        visit(context)
+    assert heard == ["<Attempt p/a ok>"] * 3
+
+
+def test_a_request_that_no_host_is_left_for_is_heard_once_with_its_attempts() -> None:
+    upstream, heard = open_upstream(ONE, id="backends"), list[NoHostAvailable]()
+    upstream.bind("exhausted", heard.append)
+    error = visit_in_vain(upstream, {"a": refused})
+    assert heard == [error]
+    assert [attempt.host.id for attempt in error.attempts] == ["a"]
+
+
+def test_a_listener_that_raises_does_a_request_no_harm(caplog: pytest.LogCaptureFixture) -> None:
+    upstream, heard = open_upstream(ONE), list[str]()
+
+    def broken(_event: object) -> None:
+        raise RuntimeError("broken listener")
+
+    upstream.bind("attempt", broken)
+    upstream.bind("exhausted", broken)
+    upstream.bind("attempt", lambda attempt: heard.append(attempt.outcome))
+    assert visit(upstream) == ["a"]
+    visit_in_vain(upstream, {"a": refused})
+    assert heard == ["ok", "failed"]
+    assert caplog.text.count("RuntimeError: broken listener") == 3
+
+
 def test_an_event_that_does_not_exist_is_a_value_error_that_names_those_that_do() -> None:
-    with pytest.raises(ValueError, match="unknown event 'host_sideways': use one of host_up, host_down"):
+    with pytest.raises(
+        ValueError, match="unknown event 'host_sideways': use one of host_up, host_down, attempt, exhausted"
+    ):
         open_upstream(ONE).bind("host_sideways", print)
 
 

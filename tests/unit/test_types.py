@@ -15,7 +15,17 @@ import socket
 import ssl
 from typing import assert_type
 
-from resty_upstream import Connected, HostEvent, Info, OverTLS, Upstream, UpstreamAPI
+from resty_upstream import (
+    Attempt,
+    Connected,
+    HostEvent,
+    Info,
+    NoHostAvailable,
+    OverTLS,
+    Pool,
+    Upstream,
+    UpstreamAPI,
+)
 
 
 class Client:
@@ -77,15 +87,26 @@ async def coroutines(upstream: Upstream, tls: OverTLS) -> None:
 
 def wrong(upstream: Upstream) -> None:
     upstream.connect(5)  # type: ignore[call-overload]
-    upstream.bind("host_sideways", print)  # type: ignore[arg-type]
+    upstream.bind("host_sideways", print)  # type: ignore[call-overload]
+    upstream.bind("attempt", listener)  # type: ignore[call-overload]
 
 
 def listener(event: HostEvent) -> None:
     assert_type(event.host.host, str)
 
 
+def hears(attempt: Attempt) -> None:
+    assert_type(attempt.pool, Pool)
+
+
+def despairs(error: NoHostAvailable) -> None:
+    assert_type(error.status_hint, int)
+
+
 def listens(upstream: Upstream) -> None:
     upstream.bind("host_up", listener)
+    upstream.bind("attempt", hears)
+    upstream.bind("exhausted", despairs)
 """
 
 
