@@ -103,6 +103,11 @@ class Known(NamedTuple):
     checks: Mapping[str, LastCheck]
     """The last check of each host that was ever checked."""
 
+    @property
+    def are_checked(self) -> bool:
+        """Whether there is a host to be checked."""
+        return _are_checked(self.pools)
+
 
 class Edit:
     """A transaction on one upstream, with the store's bytes decoded."""

@@ -1,0 +1,1 @@
+"""The files of ``contrib/``, each used as an operator uses it."""

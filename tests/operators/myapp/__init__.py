@@ -1,0 +1,1 @@
+"""The application that the files for operators are about; copied to where it runs."""

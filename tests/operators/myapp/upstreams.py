@@ -1,0 +1,5 @@
+"""The upstreams of the application."""
+
+from resty_upstream import Upstreams
+
+upstreams = Upstreams("upstreams.toml")
