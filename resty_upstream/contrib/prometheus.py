@@ -26,7 +26,10 @@ from resty_upstream.metrics import Metric as Described
 
 __all__ = ["UpstreamCollector"]
 
-_FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+_FAMILIES: Final[dict[str, type[CounterMetricFamily] | type[GaugeMetricFamily]]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
 _BOUNDS: Final = (*(str(bound) for bound in BOUNDS_S), "+Inf")
 
 

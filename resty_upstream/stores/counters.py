@@ -243,7 +243,12 @@ class Counters:
                 try:
                     return self._own_file().row(key, in_use)
                 except (OSError, StoreError) as error:
-                    _log.error("%s: what this process counts is not shared: %s", self._path, error)
+                    _log.error(
+                        "%s: what this process counts is not shared: %s",
+                        self._path,
+                        error,
+                        extra=self._fields("counts_not_shared"),
+                    )
                     self._alone = Shelf(_true_until_fork())
             return self._alone.row(key, in_use)
 
@@ -257,7 +262,11 @@ class Counters:
         """Notice a file that is gone, and give what is counted in this process alone a place in one."""
         with self._lock:
             if self._file is not None and not self._file.is_there():
-                _log.warning("%s: a file of counters was replaced or deleted: begun anew", self._path)
+                _log.warning(
+                    "%s: a file of counters was replaced or deleted: begun anew",
+                    self._path,
+                    extra=self._fields("counts_replaced"),
+                )
                 lost, self._file = self._file, None
                 lost.close()
                 self._alone = self._alone or Shelf(_true_until_fork())
@@ -266,7 +275,11 @@ class Counters:
                 with contextlib.suppress(OSError, StoreError):
                     self._own_file().adopt(self._alone)
                     self._alone = None
-                    _log.warning("%s: what this process counts is shared again", self._path)
+                    _log.warning(
+                        "%s: what this process counts is shared again",
+                        self._path,
+                        extra=self._fields("counts_shared_again"),
+                    )
 
     def close(self) -> None:
         """Leave the file to others."""
@@ -285,6 +298,10 @@ class Counters:
         alone, self._alone = self._alone, None
         if alone is not None:
             alone.disown()
+
+    def _fields(self, event: str) -> dict[str, object]:
+        """What structured logs have of an event."""
+        return {"upstream_event": event, "upstream_store": self._path}
 
     def _own_file(self) -> FileShelf:
         if self._file is None:
@@ -305,7 +322,11 @@ class Counters:
             except _Foreign:
                 if path not in self._foreign:
                     self._foreign.add(path)
-                    _log.error("%s is no file of counters, or damaged: left alone", path)
+                    _log.error(
+                        "%s is no file of counters, or damaged: left alone",
+                        path,
+                        extra=self._fields("counts_damaged"),
+                    )
         raise OSError(f"all of {_MOST_FILES} files are taken")
 
 

@@ -12,38 +12,14 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from resty_upstream import Upstream, UpstreamAPI
 from resty_upstream.contrib.prometheus import UpstreamCollector
 from resty_upstream.stores.memory import MemoryStore
 from resty_upstream.testing import FakeClock
+from tests.contrib.exposition import parse, scrape
 from tests.e2e.processes import wait_until
 from tests.helpers import hosts, open_upstream, open_workers, refused, take_down, visit, visit_in_vain
-
-Samples = dict[str, dict[tuple[str, ...], float]]
-
-
-def exposition(upstreams: Any) -> str:
-    registry = CollectorRegistry()
-    registry.register(UpstreamCollector(upstreams))
-    return generate_latest(registry).decode()
-
-
-def scrape(upstreams: Any) -> Samples:
-    """The samples by name and by the values of their labels, in the order upstream, pool, host, others."""
-    return parse(exposition(upstreams))
-
-
-def parse(text: str) -> Samples:
-    found: Samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            first = [labels.pop(name) for name in ("upstream", "pool", "host") if name in labels]
-            name = sample.name.removeprefix("resty_upstream_")
-            found.setdefault(name, {})[*first, *labels.values()] = sample.value
-    return found
 
 
 def open_pool(clock: FakeClock | None = None, **options: Any) -> Upstream:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contrib.test_prometheus import parse
+from tests.contrib.exposition import parse
 from tests.e2e.processes import Ports, Process, get, python, wait_until, wait_until_answers
 from tests.operators.installed import Installed, ask, workers_of
 

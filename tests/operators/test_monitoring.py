@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from resty_upstream import Upstream
 from resty_upstream.contrib.prometheus import UpstreamCollector
 from resty_upstream.metrics import METRICS
-from tests.contrib.test_prometheus import exposition
+from tests.contrib.exposition import exposition
 from tests.helpers import hosts, open_upstream, take_down, visit
 from tests.operators.commands import CONTRIB, run_tool
 
@@ -158,4 +157,3 @@ def test_the_exposition_is_as_prometheus_wants_it(failing: bool) -> None:
     if failing:
         take_down(upstream, "a")
     run_tool("promtool", "check", "metrics", given=exposition(upstream))
-    assert isinstance(upstream, Upstream)

@@ -40,6 +40,7 @@ PUBLIC = {
         "http.requests",
         "http.urllib3",
         "lint",
+        "metrics",
         "status",
         "sticky",
         "stores",
