@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +21,17 @@ from opentelemetry.trace import SpanKind
 
 from resty_upstream import Upstream
 from resty_upstream.contrib.opentelemetry import instrument
-from tests.helpers import hosts, open_upstream, refused, take_down, visit, visit_in_vain
+from tests.helpers import (
+    Peer,
+    answer_http,
+    hosts,
+    open_upstream,
+    read_head,
+    refused,
+    take_down,
+    visit,
+    visit_in_vain,
+)
 
 
 class Telemetry:
@@ -148,6 +160,29 @@ def test_coroutines_have_spans_of_their_own(telemetry: Telemetry) -> None:
 
     asyncio.run(call())
     assert attributes(telemetry.span())["host"] == "a"
+
+
+def unavailable(connection: socket.socket) -> None:
+    if read_head(connection):
+        connection.sendall(b"HTTP/1.1 503 Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_request_of_http_has_its_attempts_on_the_span_of_its_client(
+    telemetry: Telemetry, start_peer: Callable[..., Peer]
+) -> None:
+    bad, good = start_peer(unavailable), start_peer(answer_http(b"fine"))
+    pools = {"p": {"hosts": {"a": bad.options}, "status_codes": ["5xx"]}, "q": {"hosts": {"b": good.options}}}
+    upstream = open_instrumented(telemetry, pools)
+    logical = {"server.address": "users.internal"}
+    span = telemetry.tracer.start_as_current_span("GET", kind=SpanKind.CLIENT, attributes=logical)
+    with span, upstream.context() as context:
+        assert context.http.get("/").text == "fine"
+    (event,) = telemetry.span().events
+    assert attributes(event)["error.message"] == "status 503"
+    assert attributes(event)["network.peer.port"] == bad.port
+    seen = attributes(telemetry.span())
+    assert (seen["network.peer.address"], seen["network.peer.port"]) == ("127.0.0.1", good.port)
+    assert (seen["host"], seen["server.address"]) == ("b", "users.internal")
 
 
 def test_without_a_span_nothing_is_marked(telemetry: Telemetry) -> None:

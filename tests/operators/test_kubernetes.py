@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,6 @@ def test_the_containers_start_and_the_probes_are_answered(installed: Installed, 
 
 
 def test_there_is_time_to_end_in_order() -> None:
-    values: dict[str, object] = {}
-    exec((CONTRIB / "gunicorn.conf.py").read_text(), values)
+    graceful_s = runpy.run_path(str(CONTRIB / "gunicorn.conf.py"))["graceful_timeout"]
     pause_s = int(CONTAINERS["app"]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert POD["terminationGracePeriodSeconds"] > int(str(values["graceful_timeout"])) + pause_s
+    assert POD["terminationGracePeriodSeconds"] > graceful_s + pause_s

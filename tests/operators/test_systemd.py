@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
+import runpy
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,7 @@ from tests.operators.installed import Installed, ask, read_unit
 
 SYSTEMD = CONTRIB / "systemd"
 SERVERS = ["gunicorn", "uvicorn"]
+GUNICORN: dict[str, Any] = runpy.run_path(str(CONTRIB / "gunicorn.conf.py"))
 SERVICES = ["gunicorn/myapp.service", "uvicorn/myapp.service", "myapp-checks.service"]
 
 
@@ -49,12 +54,11 @@ def test_services_that_share_a_store_agree_on_its_place_and_none_deletes_it() ->
 
 
 def test_systemd_waits_longer_than_servers_need_to_end() -> None:
-    values: dict[str, object] = {}
-    exec((CONTRIB / "gunicorn.conf.py").read_text(), values)
-    for name in SERVERS:
-        unit = read_unit(SYSTEMD / name / "myapp.service")
-        assert int(unit["TimeoutStopSec"][0]) > int(str(values["graceful_timeout"])) == 30
-    assert "--timeout-graceful-shutdown 30 " in unit["ExecStart"][0]
+    for name, graceful_s in (
+        ("gunicorn", GUNICORN["graceful_timeout"]),
+        ("uvicorn", uvicorn("graceful-shutdown")),
+    ):
+        assert int(read_unit(SYSTEMD / name / "myapp.service")["TimeoutStopSec"][0]) > graceful_s >= 30
 
 
 def test_the_service_of_checks_runs_them_and_ends_in_order(tmp_path: Path) -> None:
@@ -65,6 +69,13 @@ def test_the_service_of_checks_runs_them_and_ends_in_order(tmp_path: Path) -> No
         checks.signal(signal.SIGTERM)
         assert checks.wait() == 0, checks.printed()
     upstream.close()
+
+
+def uvicorn(timeout: str) -> int:
+    """A timeout in seconds that the service gives to uvicorn."""
+    (command,) = read_unit(SYSTEMD / "uvicorn" / "myapp.service")["ExecStart"]
+    arguments = shlex.split(command)
+    return int(arguments[arguments.index(f"--timeout-{timeout}") + 1])
 
 
 # ── nginx ─────────────────────────────────────────────────────────────────────────────────────
@@ -134,6 +145,12 @@ def test_the_socket_outlives_the_server(installed: Installed, ports: Ports, serv
         process.signal(signal.SIGTERM)
         process.wait()
         assert installed.socket.exists()
+
+
+def test_nginx_gives_up_idle_connections_before_the_application_does() -> None:
+    site = (CONTRIB / "nginx" / "myapp.conf").read_text()
+    (kept_s,) = re.findall(r"keepalive_timeout (\d+)s;", site)
+    assert int(kept_s) < min(GUNICORN["keepalive"], uvicorn("keep-alive"))
 
 
 def test_metrics_are_for_this_machine(installed: Installed, ports: Ports) -> None:
