@@ -248,8 +248,7 @@ class Attempt:
             self.observe_failure(attempts.context, verdict.reason, now, prober)
         elif prober:
             attempts.context.observe(self.target, Release(now, prober), probe=True)
-        if _log.isEnabledFor(logging.DEBUG):
-            self._log_failure(attempts.context.upstream.id, verdict.reason)
+        self._log_failure(attempts.context.upstream.id, verdict.reason)
         attempts.done = not verdict.next_host
         return verdict.next_host
 
