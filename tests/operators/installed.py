@@ -43,9 +43,10 @@ class Installed:
     """The application and its configuration, as the files of ``contrib/`` expect them.
 
     :param options: of the pool, in TOML.
+    :param host_port: of its one host, which no call connects to, but checks do.
     """
 
-    def __init__(self, root: Path, options: str = "") -> None:
+    def __init__(self, root: Path, options: str = "", host_port: int = 1) -> None:
         self.root = root
         self.srv = root / "srv" / "myapp"
         self.run = root / "run"
@@ -56,7 +57,7 @@ class Installed:
         (self.srv / "upstreams.toml").write_text(
             f'[default]\nstore = "sqlite://{self.store}"\ntrusted_proxies = ["unix"]\n'
             f'[default.pools.p]\nmethod = "hash"\n{options}\n'
-            '[default.pools.p.hosts]\na = { host = "127.0.0.1", port = 1 }\n'
+            f'[default.pools.p.hosts]\na = {{ host = "127.0.0.1", port = {host_port} }}\n'
         )
         self.run.mkdir()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -14,8 +16,10 @@ import yaml
 from resty_upstream.contrib.prometheus import UpstreamCollector
 from resty_upstream.metrics import METRICS
 from tests.contrib.exposition import exposition
-from tests.helpers import hosts, open_upstream, take_down, visit
-from tests.operators.commands import CONTRIB, run_tool
+from tests.e2e.processes import Ports, Process, get, python, wait_until, wait_until_answers
+from tests.helpers import Peer, hosts, open_upstream, take_down, visit
+from tests.operators.commands import CONTRIB, find, run_tool
+from tests.operators.installed import Installed
 
 RULES = CONTRIB / "prometheus" / "rules.yml"
 BOARD = CONTRIB / "grafana" / "resty_upstream.json"
@@ -157,3 +161,65 @@ def test_the_exposition_is_as_prometheus_wants_it(failing: bool) -> None:
     if failing:
         take_down(upstream, "a")
     run_tool("promtool", "check", "metrics", given=exposition(upstream))
+
+
+# ── a real Prometheus ─────────────────────────────────────────────────────────────────────────
+
+_CONFIGURATION = """
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}
+rule_files: ["{rules}"]
+scrape_configs:
+  - job_name: myapp
+    static_configs: [{{targets: ["127.0.0.1:{app}"]}}]
+"""
+
+
+class Prometheus:
+    """A server that scrapes the application, with our rules."""
+
+    def __init__(self, directory: Path, port: int, app: int) -> None:
+        self._port = port
+        self._directory = directory
+        (directory / "prometheus.yml").write_text(_CONFIGURATION.format(rules=RULES, app=app))
+
+    def start(self) -> Process:
+        options = {
+            "config.file": self._directory / "prometheus.yml",
+            "storage.tsdb.path": self._directory / "tsdb",
+            "web.listen-address": f"127.0.0.1:{self._port}",
+            "log.level": "warn",
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        return Process([find("prometheus"), *arguments], {}, self._directory / "prometheus.log")
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """The series that are the answer to a query, which must be a good one."""
+        answer = get(self._port, f"/api/v1/query?query={quote(query)}")
+        assert answer.status == 200, (query, answer.body)
+        found: list[dict[str, Any]] = answer.json["data"]["result"]
+        return found
+
+
+def test_prometheus_has_an_answer_to_what_the_board_asks(
+    tmp_path: Path, ports: Ports, start_peer: Callable[..., Peer]
+) -> None:
+    check = 'healthcheck = { type = "tcp", interval = 0.2 }'
+    installed = Installed(tmp_path, check, host_port=start_peer().port)
+    app, port = ports.reserve(), ports.reserve()
+    gunicorn = python("-m", "gunicorn", "-c", "gunicorn.conf.py", f"--bind=127.0.0.1:{app}")
+    prometheus = Prometheus(tmp_path, port, app)
+    with installed.start(gunicorn) as site, prometheus.start() as server:
+        wait_until_answers(site, app, "/")
+        wait_until_answers(server, port, "/-/ready")
+
+        def counted() -> bool:
+            get(app, "/")
+            answer = prometheus.ask('pool:resty_upstream_attempts:rate5m{outcome="ok"}')
+            return any(float(series["value"][1]) > 0 for series in answer)
+
+        wait_until(counted, "Prometheus sees attempts, and works out our rule")
+        for query in queries():
+            if query.endswith((" == 0", "> 0")):  # hosts that went down just now or have failures: there are none
+                assert not prometheus.ask(query)
+            else:
+                wait_until(functools.partial(prometheus.ask, query), f"an answer to {query}")
