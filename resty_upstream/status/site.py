@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, quote
 import msgspec
 
 from resty_upstream.errors import InvalidConfig, StoreError, UpstreamError
+from resty_upstream.events import fields
 from resty_upstream.model import remark
 from resty_upstream.status import access, assets, page
 from resty_upstream.status.access import Access, Authorize, Granted, Request
@@ -317,7 +318,7 @@ def _wrong(error: Exception) -> Wrong:
         return Wrong(503, f"Nothing was done: {error}.")
     if isinstance(error, UpstreamError):
         return Wrong(404 if isinstance(error, LookupError) else 400, f"Nothing was done: {error}.")
-    _log.error("the status page failed", exc_info=error)
+    _log.error("the status page failed", exc_info=error, extra=fields("page_failed"))
     return Wrong(500, "The log of the application says more.")
 
 
