@@ -19,7 +19,7 @@ DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 IN_PARALLEL := --numprocesses 2 --dist worksteal
 
 # What the tests run besides Python and databases; the packages of Debian and Ubuntu are named like the commands.
-COMMANDS := bash fish memcached redis-server zsh
+COMMANDS := bash chromium fish memcached redis-server zsh
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
 
@@ -84,6 +84,9 @@ commands:
 	@missing() { \
 	    for name in $(COMMANDS); do command -v $$name >/dev/null || echo $$name; done; \
 	    { command -v mariadbd || command -v /usr/sbin/mariadbd; } >/dev/null || echo mariadb-server; \
+	    command -v promtool >/dev/null || echo prometheus; \
+	    command -v systemd-analyze >/dev/null || echo systemd; \
+	    { command -v nginx || command -v /usr/sbin/nginx; } >/dev/null || echo nginx-light; \
 	    { command -v postgres || ls /usr/lib/postgresql/*/bin/postgres; } >/dev/null 2>&1 || echo postgresql; \
 	}; \
 	names=$$(missing); \
