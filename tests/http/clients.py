@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import importlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from resty_upstream import Upstream
 from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
@@ -53,6 +53,17 @@ class Client(Protocol):
     ) -> contextlib.AbstractContextManager[tuple[Reply, Iterator[bytes]]]: ...
 
 
+@runtime_checkable
+class AsyncClient(Client, Protocol):
+    """One of asyncio, whose event loop runs while something is asked for."""
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Let the event loop do it."""
+
+    async def arequest(self, method: str, path: str, **options: Any) -> Reply:
+        """What ``request`` runs."""
+
+
 Opened = Callable[..., contextlib.AbstractContextManager[Client]]
 
 
@@ -96,43 +107,44 @@ class _AsyncHttpx:
     def __init__(self, name: str, client: Any, runner: asyncio.Runner) -> None:
         self.error = importlib.import_module(name).TransportError
         self._client = client
-        self._runner = runner
+        self.run = runner.run
 
-    def request(
+    def request(self, method: str, path: str, **options: Any) -> Reply:
+        reply: Reply = self.run(self.arequest(method, path, **options))
+        return reply
+
+    async def arequest(
         self,
         method: str,
         path: str,
         *,
         content: Any = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of reads
         follow: bool = False,
         **options: Any,
     ) -> Reply:
-        async def ask() -> Reply:
-            body = content if content is None or isinstance(content, bytes) else _parts(content)
-            response = await self._client.request(
-                method, path, content=body, timeout=timeout, follow_redirects=follow, **options
-            )
-            return _reply(response, response.content)
-
-        return self._runner.run(ask())
+        body = content if content is None or isinstance(content, bytes) else _parts(content)
+        response = await self._client.request(
+            method, path, content=body, timeout=timeout, follow_redirects=follow, **options
+        )
+        return _reply(response, response.content)
 
     @contextlib.contextmanager
     def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
         manager = self._client.stream(method, path, timeout=None)
-        response = self._runner.run(manager.__aenter__())
+        response = self.run(manager.__aenter__())
         parts = response.aiter_raw()
 
         def each() -> Iterator[bytes]:
             with contextlib.suppress(StopAsyncIteration):
                 while True:
-                    yield self._runner.run(anext(parts))
+                    yield self.run(anext(parts))
 
         try:
             yield _reply(response, b""), each()
         finally:
-            self._runner.run(parts.aclose())
-            self._runner.run(manager.__aexit__(None, None, None))
+            self.run(parts.aclose())
+            self.run(manager.__aexit__(None, None, None))
 
 
 async def _parts(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -172,3 +184,5 @@ CLIENTS: dict[str, Opened] = {
     "requests": _from("tests.http.clients_requests", "requests_client"),
     "urllib3": _from("tests.http.clients_requests", "urllib3_client"),
 }
+
+ASYNC_CLIENTS = [name for name in CLIENTS if name == "aiohttp" or "async" in name]

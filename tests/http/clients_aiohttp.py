@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import yarl
@@ -31,19 +31,23 @@ class _Aiohttp:
     def __init__(self, session: aiohttp.ClientSession, base: str, runner: asyncio.Runner) -> None:
         self._session = session
         self._base = base
-        self._runner = runner
+        self.run = runner.run
 
-    def request(
+    def request(self, method: str, path: str, **options: Any) -> Reply:
+        reply: Reply = self.run(self.arequest(method, path, **options))
+        return reply
+
+    async def arequest(
         self,
         method: str,
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
         content: bytes | Iterator[bytes] | None = None,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of reads
         follow: bool = False,
     ) -> Reply:
-        async def ask() -> Reply:
+        try:
             async with self._session.request(
                 method,
                 self._url(path),
@@ -53,9 +57,6 @@ class _Aiohttp:
                 allow_redirects=follow,
             ) as response:
                 return _reply(response, await response.read())
-
-        try:
-            return self._runner.run(ask())
         except aiohttp.ClientConnectionError as error:
             if type(error) is aiohttp.ClientConnectionError and type(error.__cause__) is KeyError:
                 raise error.__cause__ from error  # aiohttp wraps what the caller's body raises
@@ -63,16 +64,16 @@ class _Aiohttp:
 
     @contextlib.contextmanager
     def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
-        response = self._runner.run(self._ask(method, path))
+        response = self.run(self._ask(method, path))
 
         def each() -> Iterator[bytes]:
-            while part := self._runner.run(response.content.readany()):
+            while part := self.run(response.content.readany()):
                 yield part
 
         try:
             yield _reply(response, b""), each()
         finally:
-            self._runner.run(self._end(response))
+            self.run(self._end(response))
 
     def _url(self, path: str) -> yarl.URL:
         return yarl.URL(self._base + path, encoded=True)
