@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import importlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from resty_upstream import Upstream
 from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
-from tests.http.clients_aiohttp import aiohttp_client
 
 NAME = "users.internal"
 """The name in all URLs."""
@@ -31,6 +30,9 @@ Streamed = contextlib.AbstractContextManager[tuple[Reply, Iterator[bytes]]]
 """An answer without its body, and the parts of that."""
 
 
+AsyncStreamed = contextlib.AbstractAsyncContextManager[tuple[Reply, AsyncIterator[bytes]]]
+
+
 class Client(Protocol):
     """A client that blocks."""
 
@@ -48,20 +50,43 @@ class Client(Protocol):
         follow: bool = False,
     ) -> Reply: ...
 
-    def stream(
-        self, method: str, path: str
-    ) -> contextlib.AbstractContextManager[tuple[Reply, Iterator[bytes]]]: ...
+    def stream(self, method: str, path: str) -> Streamed: ...
 
 
-@runtime_checkable
-class AsyncClient(Client, Protocol):
-    """One of asyncio, whose event loop runs while something is asked for."""
+class AsyncClient:
+    """A client of asyncio, whose event loop runs while something is asked for."""
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Let the event loop do it."""
+    error: type[Exception] | tuple[type[Exception], ...]
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self.run = runner.run
+
+    def request(self, method: str, path: str, **options: Any) -> Reply:
+        reply: Reply = self.run(self.arequest(method, path, **options))
+        return reply
+
+    @contextlib.contextmanager
+    def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+        manager = self.astream(method, path)
+        reply, parts = self.run(manager.__aenter__())
+
+        def each() -> Iterator[bytes]:
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield self.run(anext(parts))
+
+        try:
+            yield reply, each()
+        finally:
+            self.run(manager.__aexit__(None, None, None))
 
     async def arequest(self, method: str, path: str, **options: Any) -> Reply:
         """What ``request`` runs."""
+        raise NotImplementedError
+
+    def astream(self, method: str, path: str) -> AsyncStreamed:
+        """What ``stream`` runs."""
+        raise NotImplementedError
 
 
 Opened = Callable[..., contextlib.AbstractContextManager[Client]]
@@ -103,15 +128,11 @@ def _base(verify: ssl.SSLContext | None) -> str:
     return f"{'https' if verify else 'http'}://{NAME}"
 
 
-class _AsyncHttpx:
+class _AsyncHttpx(AsyncClient):
     def __init__(self, name: str, client: Any, runner: asyncio.Runner) -> None:
+        super().__init__(runner)
         self.error = importlib.import_module(name).TransportError
         self._client = client
-        self.run = runner.run
-
-    def request(self, method: str, path: str, **options: Any) -> Reply:
-        reply: Reply = self.run(self.arequest(method, path, **options))
-        return reply
 
     async def arequest(
         self,
@@ -123,28 +144,23 @@ class _AsyncHttpx:
         follow: bool = False,
         **options: Any,
     ) -> Reply:
-        body = content if content is None or isinstance(content, bytes) else _parts(content)
         response = await self._client.request(
-            method, path, content=body, timeout=timeout, follow_redirects=follow, **options
+            method, path, content=async_body(content), timeout=timeout, follow_redirects=follow, **options
         )
         return _reply(response, response.content)
 
-    @contextlib.contextmanager
-    def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
-        manager = self._client.stream(method, path, timeout=None)
-        response = self.run(manager.__aenter__())
-        parts = response.aiter_raw()
+    @contextlib.asynccontextmanager
+    async def astream(self, method: str, path: str) -> AsyncIterator[tuple[Reply, AsyncIterator[bytes]]]:
+        async with (
+            self._client.stream(method, path, timeout=None) as response,
+            contextlib.aclosing(response.aiter_raw()) as parts,
+        ):
+            yield _reply(response, b""), parts
 
-        def each() -> Iterator[bytes]:
-            with contextlib.suppress(StopAsyncIteration):
-                while True:
-                    yield self.run(anext(parts))
 
-        try:
-            yield _reply(response, b""), each()
-        finally:
-            self.run(parts.aclose())
-            self.run(manager.__aexit__(None, None, None))
+def async_body(content: bytes | Iterator[bytes] | None) -> Any:
+    """A body as a client of asyncio takes it."""
+    return content if content is None or isinstance(content, bytes) else _parts(content)
 
 
 async def _parts(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -176,7 +192,7 @@ def _from(module: str, name: str) -> Opened:
 
 
 CLIENTS: dict[str, Opened] = {
-    "aiohttp": aiohttp_client,
+    "aiohttp": _from("tests.http.clients_aiohttp", "aiohttp_client"),
     "httpx2": _httpx("httpx2"),
     "httpx": _httpx("httpx"),
     "httpx2 async": _async_httpx("httpx2"),

@@ -6,36 +6,22 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, NamedTuple
 
 import aiohttp
 import yarl
 
 from resty_upstream import Upstream
 from resty_upstream.contrib.aiohttp import UpstreamConnector, UpstreamMiddleware, upstream_of
+from tests.http.clients import NAME, AsyncClient, Reply, async_body
 
 
-class Reply(NamedTuple):
-    """What came back."""
-
-    status: int
-    body: bytes
-    host: str
-    """The id of the host that answered."""
-    headers: Mapping[str, str]
-
-
-class _Aiohttp:
+class _Aiohttp(AsyncClient):
     error = (aiohttp.ClientError, TimeoutError)
 
     def __init__(self, session: aiohttp.ClientSession, base: str, runner: asyncio.Runner) -> None:
+        super().__init__(runner)
         self._session = session
         self._base = base
-        self.run = runner.run
-
-    def request(self, method: str, path: str, **options: Any) -> Reply:
-        reply: Reply = self.run(self.arequest(method, path, **options))
-        return reply
 
     async def arequest(
         self,
@@ -52,7 +38,7 @@ class _Aiohttp:
                 method,
                 self._url(path),
                 headers=headers,
-                data=content if content is None or isinstance(content, bytes) else _parts(content),
+                data=async_body(content),
                 timeout=aiohttp.ClientTimeout(sock_read=timeout),
                 allow_redirects=follow,
             ) as response:
@@ -62,37 +48,17 @@ class _Aiohttp:
                 raise error.__cause__ from error  # aiohttp wraps what the caller's body raises
             raise
 
-    @contextlib.contextmanager
-    def stream(self, method: str, path: str) -> Iterator[tuple[Reply, Iterator[bytes]]]:
-        response = self.run(self._ask(method, path))
-
-        def each() -> Iterator[bytes]:
-            while part := self.run(response.content.readany()):
-                yield part
-
-        try:
-            yield _reply(response, b""), each()
-        finally:
-            self.run(self._end(response))
+    @contextlib.asynccontextmanager
+    async def astream(self, method: str, path: str) -> AsyncIterator[tuple[Reply, AsyncIterator[bytes]]]:
+        async with self._session.request(method, self._url(path)) as response:
+            yield _reply(response, b""), response.content.iter_any()
 
     def _url(self, path: str) -> yarl.URL:
         return yarl.URL(self._base + path, encoded=True)
 
-    async def _ask(self, method: str, path: str) -> aiohttp.ClientResponse:
-        return await self._session.request(method, self._url(path))
-
-    async def _end(self, response: aiohttp.ClientResponse) -> None:
-        async with response:
-            pass
-
 
 def _reply(response: aiohttp.ClientResponse, body: bytes) -> Reply:
     return Reply(response.status, body, upstream_of(response).host.id, response.headers)
-
-
-async def _parts(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
 
 
 @contextlib.contextmanager
@@ -106,6 +72,6 @@ def aiohttp_client(upstream: Upstream, verify: ssl.SSLContext | None = None) -> 
     with asyncio.Runner() as runner:
         session = runner.run(opened())
         try:
-            yield _Aiohttp(session, f"{'https' if verify else 'http'}://users.internal", runner)
+            yield _Aiohttp(session, f"{'https' if verify else 'http'}://{NAME}", runner)
         finally:
             runner.run(session.close())

@@ -13,7 +13,8 @@ import struct
 import sys
 import threading
 import time
-from typing import BinaryIO, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 PART = b"x" * 65_536
@@ -168,6 +169,10 @@ class Server:
     def _answer_echo(self, connection: socket.socket, request: Received) -> None:
         self._send(connection, request, request.body)
 
+    def _answer_sink(self, connection: socket.socket, request: Received) -> None:
+        """How large the body was, which is not kept."""
+        self._send(connection, request, request.body)
+
     def _answer_count(self, connection: socket.socket, request: Received) -> None:
         self._send(connection, request, str(len(request.body)).encode())
 
@@ -243,17 +248,26 @@ def _read(file: BinaryIO, connection: socket.socket, number: int) -> Received:
         headers[name.lower()] = value.strip()
     if headers.get("expect") == "100-continue":
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body = b""
-    if headers.get("transfer-encoding") == "chunked":
-        parts = []
-        while size := int(next(reader, b"none"), 16):
-            parts.append(file.read(size))
-            next(reader, b"")
-        next(reader, b"")
-        body = b"".join(parts)
-    elif "content-length" in headers:
-        body = file.read(int(headers["content-length"]))
+    parts = _parts(file, headers)
+    body = str(sum(map(len, parts))).encode() if path == "/sink" else b"".join(parts)
     return Received(method, path, headers, body, number)
+
+
+def _parts(file: BinaryIO, headers: dict[str, str]) -> Iterator[bytes]:
+    if headers.get("transfer-encoding") == "chunked":
+        while size := int(file.readline(), 16):
+            yield file.read(size)
+            file.readline()
+        file.readline()
+    elif "content-length" in headers:
+        yield file.read(int(headers["content-length"]))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[dict[str, Any]]:
+    """The options of a host whose connections are made by the kernel, and never looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield {"host": "127.0.0.1", "port": listener.getsockname()[1]}
 
 
 class _Printed(list[Received]):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from resty_upstream.http import exchange as exchanges
 from resty_upstream.http.retries import RetryBudget
 from tests.e2e.processes import wait_until
 from tests.helpers import hanging, refusing
-from tests.http.server import PART, Server
+from tests.http.server import PART, Server, silent
 
 NAME = "users.internal"
 URL = f"http://{NAME}"
@@ -321,37 +320,6 @@ def test_what_the_callers_body_raises_counts_for_nothing(serve: Serve, kind: typ
     assert not fails(upstream)
 
 
-def test_large_bodies_are_streamed_in_constant_memory(serve: Serve) -> None:
-    """Both ways: never much more than a few parts of it are there."""
-    a = serve()
-    alive = most = 0
-
-    class Part(bytes):
-        def __del__(self) -> None:
-            nonlocal alive
-            alive -= 1
-
-    async def parts() -> AsyncIterator[bytes]:
-        nonlocal alive, most
-        for _ in range(400):
-            alive += 1
-            most = max(most, alive)
-            yield Part(PART)
-
-    async def main() -> None:
-        async with session_of(at(a)) as session:
-            assert await body_of(session, "POST", "/count", data=parts()) == b"%d" % (400 * len(PART))
-            async with session.get(f"{URL}/chunked/400") as response:
-                size = 0
-                async for part in response.content.iter_any():
-                    assert len(part) <= 16 * len(PART)
-                    size += len(part)
-                assert size == 400 * len(PART)
-
-    run(main())
-    assert most < 40
-
-
 def test_a_host_is_asked_before_a_body_is_sent(serve: Serve) -> None:
     """Also the next host, after one that failed."""
     a, b = serve("a"), serve("b")
@@ -376,7 +344,7 @@ def test_a_host_that_never_says_to_go_on_is_left(serve: Serve, kind: str) -> Non
     b = serve("b")
 
     async def main() -> None:
-        with hanging_after_accept() as options:
+        with silent() as options:
             pools = {
                 "first": {"read_timeout": 100, "hosts": {"a": options}},
                 "then": {"priority": 1, "hosts": {"b": {"host": "127.0.0.1", "port": b.port}}},
@@ -391,13 +359,6 @@ def test_a_host_that_never_says_to_go_on_is_left(serve: Serve, kind: str) -> Non
                 assert failed.outcome == "failed"
 
     run(main())
-
-
-@contextlib.contextmanager
-def hanging_after_accept() -> Iterator[dict[str, Any]]:
-    """An address whose connections are made by the kernel, and never looked at."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield {"host": "127.0.0.1", "port": listener.getsockname()[1]}
 
 
 def test_a_slow_body_of_the_caller_is_no_failure_of_the_host(serve: Serve) -> None:
@@ -601,6 +562,19 @@ def test_what_comes_unasked_is_not_taken_for_an_answer(serve: Serve, monkeypatch
                 assert await body_of(session, "GET", "/") == b"ok"
 
     run(main())
+
+
+@pytest.mark.parametrize("option", [{"force_close": True}, {"keepalive_timeout": 0}])
+def test_how_long_connections_are_kept_is_not_the_connectors_to_say(serve: Serve, option: dict[str, Any]) -> None:
+    a = serve()
+
+    async def main() -> None:
+        async with session_of(at(a), connector=UpstreamConnector(limit=1, **option)) as session:
+            for _ in range(3):
+                await body_of(session, "GET", "/")
+
+    run(main())
+    assert a.accepted == 1
 
 
 def test_idle_connections_are_closed_in_time_and_forgotten(serve: Serve) -> None:

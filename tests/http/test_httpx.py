@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import os
 import ssl
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,98 +138,60 @@ def test_a_request_of_another_library_is_refused(server: Server) -> None:
         UpstreamTransport(upstream_of(server)).handle_request(object())
 
 
-# ── HTTP/2, and large bodies ──────────────────────────────────────────────────────────────────
+# ── HTTP/2, and names ─────────────────────────────────────────────────────────────────────────
 
 
-def test_http2_is_spoken_where_both_can(tmp_path: Path) -> None:
-    """With a request after the other and many at once on one connection, and the name in the URL."""
-    authority = trustme.CA()
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def two(tmp_path: Path, authority: trustme.CA) -> Iterator[tuple[Upstream, Process]]:
+    """An upstream of two hosts with HTTP/2, and the one of them that is asked first."""
     authority.issue_cert("users.internal").private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
-    ports = Ports()
-    port = ports.reserve()
-    pem = str(tmp_path / "pem")
-    command = python("-m", "hypercorn", "--bind", f"127.0.0.1:{port}", "--certfile", pem, "--keyfile", pem)
-    trusted = ssl.create_default_context()
+    ports, processes = Ports(), []
+    pools = {}
+    with contextlib.ExitStack() as stack:
+        stack.callback(ports.release)
+        for priority, name in enumerate("ab"):
+            port, pem = ports.reserve(), str(tmp_path / "pem")
+            address = ["--bind", f"127.0.0.1:{port}", "--certfile", pem, "--keyfile", pem]
+            command = python("-m", "hypercorn", *address, "tests.http.app:app")
+            processes.append(stack.enter_context(Process(command, {}, tmp_path / name)))
+            pools[name] = {"priority": priority, "hosts": {name: {"host": "127.0.0.1", "port": port}}}
+        for process in processes:
+            wait_until(lambda process=process: "Running on" in process.printed(), "it serves")
+        yield Upstream("memory://", pools=pools), processes[0]
+
+
+def answers(responses: list[Any]) -> list[tuple[str, str, str]]:
+    return [(each.extensions["upstream"].host.id, each.http_version, each.text) for each in responses]
+
+
+@pytest.mark.parametrize("name", ["httpx2", "httpx"])
+def test_http2_is_spoken_where_both_can(name: str, two: tuple[Upstream, Process], authority: trustme.CA) -> None:
+    """With a request after the other and many at once, the name in the URL, and a host that is killed."""
+    hx, (upstream, process), trusted = importlib.import_module(name), two, ssl.create_default_context()
     authority.configure_trust(trusted)
-    upstream = Upstream("memory://", pools={"p": {"hosts": {"a": {"host": "127.0.0.1", "port": port}}}})
 
-    async def ask() -> list[httpx2.Response]:
+    async def ask() -> list[Any]:
         transport = AsyncUpstreamTransport(upstream, verify=trusted, http2=True)
-        async with httpx2.AsyncClient(transport=transport, base_url="https://users.internal") as client:
-            first = await client.get("/first")
-            return [first, *await asyncio.gather(*(client.post("/", content=b"body") for _ in range(20)))]
+        async with hx.AsyncClient(transport=transport, base_url="https://users.internal") as client:
+            first = [await client.get("/"), *await asyncio.gather(*(client.post("/") for _ in range(20)))]
+            process.kill_group()
+            return [*first, *await asyncio.gather(*(client.get("/") for _ in range(5)))]
 
-    with Process([*command, "tests.http.app:app"], {}, tmp_path / "printed") as process:
-        wait_until(lambda: "Running on" in process.printed(), "it serves")
-        responses = asyncio.run(ask())
-    ports.release()
-    assert {response.http_version for response in responses} == {"HTTP/2"}
-    assert [response.text for response in responses] == ["users.internal "] + ["users.internal body"] * 20
-    assert len({response.extensions["upstream"].host.id for response in responses}) == 1
-
-
-def test_a_gibibyte_goes_through_in_constant_memory(server: Server) -> None:
-    """In a process of its own, whose memory nobody else needs."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LARGE, str(server.port)], stdout=subprocess.PIPE, check=True, text=True
-    )
-    received, sent, grown = map(int, done.stdout.split())
-    assert (received, sent) == (2**30, 2**26)
-    assert grown < 32 * 2**20
+    transport = UpstreamTransport(upstream, verify=trusted, http2=True)
+    with hx.Client(transport=transport, base_url="https://users.internal") as client:
+        assert answers([client.post("/", content=b"body")]) == [("a", "HTTP/2", "users.internal body")]
+        by_a, by_b = ("a", "HTTP/2", "users.internal "), ("b", "HTTP/2", "users.internal ")
+        assert answers(asyncio.run(ask())) == [by_a] * 21 + [by_b] * 5
+        assert answers([client.get("/")]) == [by_b]
 
 
-_LARGE = """
-import resource, sys
-import httpx2
-from resty_upstream import Upstream
-from resty_upstream.contrib.httpx import UpstreamTransport
-
-upstream = Upstream("memory://", pools={"p": {"hosts": {"a": {"host": "127.0.0.1", "port": sys.argv[1]}}}})
-client = httpx2.Client(transport=UpstreamTransport(upstream), base_url="http://users.internal", timeout=None)
-client.get("/")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-received = 0
-with client.stream("GET", f"/chunked/{2**30 // 65536}") as response:
-    for part in response.iter_raw():
-        received += len(part)
-parts = (b"x" * 65536 for _ in range(2**26 // 65536))
-sent = int(client.post("/count", content=parts).text)
-print(received, sent, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-"""
-
-
-# ── cancelling ────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("path", ["/hang", "/half/hang", "/drip", "/chunked/4000"])
-@pytest.mark.parametrize("after_s", [0, 0.001, 0.005, 0.05])
-def test_a_request_that_is_cancelled_leaves_nothing(server: Server, path: str, after_s: float) -> None:
-    """No socket, nothing under way, and no failure counted, wherever it was."""
-    upstream = upstream_of(server, method="least_conn")
-
-    async def ask() -> None:
-        async with httpx2.AsyncClient(
-            transport=AsyncUpstreamTransport(upstream), base_url="http://users.internal", timeout=None
-        ) as client:
-            await client.get("/")
-            asking = asyncio.create_task(client.get(path))
-            await asyncio.sleep(after_s)
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
-            loads = [target.load for target in upstream.replica.snapshot().targets.values()]
-            assert [len(load.running) for load in loads if load] == [0]
-            await asyncio.to_thread(wait_until, lambda: server.open_connections <= 1, "the connection is closed")
-            assert (await client.get("/")).status_code == 200
-
-    asyncio.run(ask())
-    assert upstream.get_pools()["p"]["hosts"]["a"]["failcount"] == 0
-    wait_until(lambda: server.open_connections == 0, "all connections are closed")
-
-
-def test_names_without_end_are_not_kept(server: Server) -> None:
+def test_names_without_end_are_not_kept(authority: trustme.CA) -> None:
     """Whoever chooses names in URLs cannot have this process keep something for each."""
-    authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("*.users.internal").configure_cert(tls)
     trusted = ssl.create_default_context()
@@ -240,6 +201,16 @@ def test_names_without_end_are_not_kept(server: Server) -> None:
         for number in range(150):
             assert client.get(f"https://n{number}.users.internal/").status_code == 200
         assert secure.open_connections <= 130
+
+
+@pytest.mark.parametrize("name", ["httpx2", "httpx"])
+def test_how_long_connections_are_kept_is_not_the_clients_to_say(server: Server, name: str) -> None:
+    hx = importlib.import_module(name)
+    limits = hx.Limits(max_connections=1, max_keepalive_connections=0, keepalive_expiry=0)
+    with hx.Client(transport=UpstreamTransport(upstream_of(server)), limits=limits) as client:
+        for _ in range(3):
+            client.get("http://users.internal/")
+    assert server.accepted == 1
 
 
 # ── processes, and changes ────────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ import errno
 import gc
 import socket
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +21,9 @@ import trustme
 from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.http import exchange as exchanges
 from resty_upstream.http.retries import RetryBudget
-from tests.e2e.processes import wait_until
+from tests.e2e.processes import ROOT, python, wait_until
 from tests.http.clients import CLIENTS, NAME, Opened
-from tests.http.server import PART, Server
+from tests.http.server import PART, Server, silent
 
 Serve = Callable[..., tuple[Server, ...]]
 IDEMPOTENT = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
@@ -135,10 +136,46 @@ def test_bodies_are_streamed_in_both_directions(opened: Opened, serve: Serve) ->
     (a,) = serve("a")
     with opened(upstream_of(a)) as client:
         assert client.request("POST", "/echo", content=iter([b"one", b"two"])).body == b"onetwo"
+        assert a.received[0].headers["transfer-encoding"] == "chunked"
         with client.stream("GET", "/chunked/200") as (reply, parts):
             assert reply.status == 200
             assert sum(map(len, parts)) == 200 * len(PART)
         assert client.request("GET", "/").status == 200
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_gibibyte_goes_through_in_constant_memory(serve: Serve, name: str) -> None:
+    """In a process of its own, whose memory nobody else needs; and a quarter of that the other way."""
+    (a,) = serve("a")
+    command = python("-m", "tests.http.large", name, a.port)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+    received, sent, grown = map(int, done.stdout.split())
+    assert (received, sent) == (2**30, 2**28)
+    assert grown < 32 * 2**20
+
+
+def test_a_host_may_say_that_a_body_is_welcome(opened: Opened, serve: Serve) -> None:
+    a, b = serve("a", "b")
+    a.statuses[:] = [503]
+    upstream = upstream_of(a, b, first="a", status_codes=["503"])
+    with opened(upstream) as client:
+        for method, path in [("PUT", "/echo"), ("POST", "/echo")]:
+            reply = client.request(method, path, headers={"Expect": "100-continue"}, content=b"body")
+            assert reply.body == b"body"
+    assert [(request.method, request.body) for request in a.received] == [("PUT", b"body"), ("POST", b"body")]
+    assert [(request.method, request.body) for request in b.received] == [("PUT", b"body")]
+
+
+def test_cookies_are_the_names_and_not_the_hosts(opened: Opened, serve: Serve) -> None:
+    """What one host sets the next one gets, where the client keeps cookies at all."""
+    a, b = serve("a", "b")
+    with opened(upstream_of(a, b)) as client:
+        reply = client.request("GET", "/cookie")
+        assert reply.headers["Set-Cookie"] == "seen=1; Path=/"
+        client.request("GET", "/")
+    ((first,), (second,)) = (a.received, b.received) if reply.host == "a" else (b.received, a.received)
+    assert "cookie" not in first.headers
+    assert second.headers.get("cookie") == (None if opened is CLIENTS["urllib3"] else "seen=1")
 
 
 def test_a_stream_that_is_left_harms_nothing(opened: Opened, serve: Serve) -> None:
@@ -328,6 +365,18 @@ def test_the_deadline_is_for_all_attempts(opened: Opened, serve: Serve) -> None:
             assert sum(len(server.received) for server in (a, b, c)) == 1
             for server in (a, b, c):
                 server.received.clear()
+
+
+def test_a_host_that_accepts_and_never_answers_is_out_after_max_fails(opened: Opened, serve: Serve) -> None:
+    """And each request is answered by another."""
+    (b,) = serve("b")
+    with silent() as options:
+        first = {"max_fails": 2, "failed_timeout": 300, "read_timeout": 100, "hosts": {"a": options}}
+        upstream = Upstream("memory://", pools={"first": first, "then": pool(b, priority=5)})
+        with opened(upstream) as client:
+            assert [client.request("GET", "/").host for _ in range(2)] == ["b", "b"]
+            assert upstream.get_pools()["first"]["hosts"]["a"]["up"] is False
+            assert client.request("POST", "/").host == "b"
 
 
 def test_an_upload_that_takes_too_long_is_no_failure_of_the_host(opened: Opened, serve: Serve) -> None:

@@ -9,8 +9,6 @@ import os
 import pickle
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -595,57 +593,3 @@ def test_nothing_waits_for_the_garbage_collector(pair: Pair) -> None:
             assert gc.collect() == 0
         finally:
             gc.enable()
-
-
-# ── memory ────────────────────────────────────────────────────────────────────────────────────
-
-_STREAMS = """
-import resource, sys
-from resty_upstream import Upstream
-from tests.http import clients_requests
-upstream = Upstream("memory://")
-upstream.configure({"p": {"hosts": {"a": {"host": "127.0.0.1", "port": int(sys.argv[2])}}}})
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-with getattr(clients_requests, sys.argv[1])(upstream) as client:
-    client.request("GET", "/chunked/1")
-    client.request("PUT", "/status/204", content=iter([b"x"]))
-    before, size = peak(), 0
-    with client.stream("GET", "/chunked/3200") as (reply, parts):
-        for part in parts:
-            size += len(part)
-    assert size == 3200 * 65536, size
-    part = b"x" * 65536
-    client.request("PUT", "/sink", content=(part for _ in range(3200)))
-    print(peak() - before)
-"""
-
-
-class Sink(Server):
-    """Reads what is sent, and keeps nothing of it."""
-
-    def _serve(self, connection: socket.socket, number: int) -> None:
-        with connection, connection.makefile("rb") as file:
-            self._answers(connection, file)
-
-    def _answers(self, connection: socket.socket, file: Any) -> None:
-        while line := file.readline():
-            chunked = False
-            while (header := file.readline()) != b"\r\n":
-                chunked |= header.lower().startswith(b"transfer-encoding: chunked")
-            while chunked and (size := int(file.readline(), 16)):
-                file.read(size + 2)
-            if chunked:
-                file.readline()
-            if b"/chunked/" in line:
-                self._answer_chunked(connection, Any, line.split()[1].decode().split("/")[2])  # type: ignore[arg-type]
-            else:
-                connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-
-@pytest.mark.parametrize("client", ["requests_client", "urllib3_client"])
-def test_bodies_are_streamed_both_ways_in_constant_memory(client: str) -> None:
-    with Sink("a") as sink:
-        command = [sys.executable, "-c", _STREAMS, client, str(sink.port)]
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert int(done.stdout) < 30  # MiB, of 200 each way
