@@ -14,6 +14,7 @@ import math
 import os
 import re
 import ssl
+import sys
 import weakref
 from asyncio import _get_running_loop
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
@@ -153,7 +154,11 @@ def _network(core: Any) -> tuple[Any, Any]:
             return data
 
         async def start_tls(self, *args: Any, **options: Any) -> AStream:
-            return AStream(await self._inner.start_tls(*args, **options))
+            try:
+                return AStream(await self._inner.start_tls(*args, **options))
+            except BaseException:
+                await self._inner.aclose()  # the core leaves it to the collector when it is cancelled
+                raise
 
     class ABackend(core.AnyIOBackend):  # type: ignore[misc]
         async def connect_tcp(self, *args: Any, **options: Any) -> AStream:
@@ -177,9 +182,10 @@ _NO_TIMEOUTS: Final[dict[str, float]] = {}
 class _Answer:
     """The body of an answer, which may break off yet."""
 
-    def __init__(self, library: Library, stream: Any, exchange: Exchange, attempt: Attempt, peer: _Peer) -> None:
+    def __init__(self, library: Library, answer: Any, exchange: Exchange, attempt: Attempt, peer: _Peer) -> None:
         self._library = library
-        self._stream = stream
+        self._stream = answer.stream
+        self._extensions = answer.extensions
         self._exchange = exchange
         self._attempt = attempt
         self._peer = peer
@@ -218,7 +224,12 @@ def _streams(hx: Any) -> tuple[Any, Any]:
 
         async def aclose(self) -> None:
             self.end()
-            await self._stream.aclose()
+            try:
+                await self._stream.aclose()
+            except BaseException:  # cancelled just then, the connection would be neither used again nor closed
+                if self._extensions["http_version"] != b"HTTP/2":
+                    await self._extensions["network_stream"].aclose()
+                raise
 
     return Answer, AAnswer
 
@@ -376,7 +387,7 @@ class _Engine:
         return library.hx.Response(
             answer.status,
             headers=answer.headers,
-            stream=kind(library, answer.stream, exchange, attempt, peer),
+            stream=kind(library, answer, exchange, attempt, peer),
             extensions={**answer.extensions, _OURS: attempt.info},
         )
 
@@ -529,12 +540,24 @@ class AsyncEngine(_Engine):
         finally:
             if answer is None:
                 peer.in_use.discard(exchange)
+                if not isinstance(sys.exception(), Exception):
+                    await _close_new(peer.pool)
 
     async def aclose(self) -> None:
         """Close all connections of this event loop."""
         peers = self._peers.pop(id(_get_running_loop() or self._settings), None)
         if peers is not None and peers.pid == os.getpid() and peers.end is not None:
             await peers.end.aclose()
+
+
+async def _close_new(pool: Any) -> None:
+    """A request was cancelled: close its connection if nothing was sent on it, which httpcore 1 never would.
+
+    Where that is another request's, which is about to be sent, the core makes one more for it.
+    """
+    for connection in pool.connections:
+        if ", NEW, " in connection.info():
+            await connection.aclose()
 
 
 async def _closed_at_the_end(peers: _Peers) -> AsyncGenerator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import errno
@@ -21,8 +22,11 @@ import trustme
 from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.http import exchange as exchanges
 from resty_upstream.http.retries import RetryBudget
+from resty_upstream.testing import FakeClock
+from tests.contrib.cancelling import sockets_to
 from tests.e2e.processes import ROOT, python, wait_until
-from tests.http.clients import CLIENTS, NAME, Opened
+from tests.helpers import open_upstream, refused, visit_in_vain
+from tests.http.clients import ASYNC_CLIENTS, CLIENTS, NAME, AsyncClient, Opened
 from tests.http.server import PART, Server, silent
 
 Serve = Callable[..., tuple[Server, ...]]
@@ -664,3 +668,51 @@ def test_attempts_are_counted_by_what_became_of_them(opened: Opened, serve: Serv
             client.request("GET", fate)
     assert counted(upstream, "a", "first") == (1, 0, {KINDS[fate]: 1})
     assert counted(upstream, "b", "then") == (0, 1, {KINDS[fate]: 1})
+
+
+# ── cancelling ────────────────────────────────────────────────────────────────────────────────
+
+
+async def cancel(client: AsyncClient, path: str, step: int) -> bool:
+    """Cancel a request some turns of the event loop later, and then milliseconds; whether it was not done yet."""
+    asking = asyncio.ensure_future(client.arequest("GET", path))
+    for _ in range(min(step, 20)):
+        await asyncio.sleep(0)
+    if step > 20:
+        await asyncio.sleep((step - 20) / 1000)
+    asking.cancel()
+    await asyncio.wait([asking])
+    return asking.cancelled()
+
+
+async def only_one_is_open(server: Server) -> None:
+    await asyncio.to_thread(wait_until, lambda: len(sockets_to(server.port)) == 1, "what was cancelled is closed")
+
+
+@pytest.mark.parametrize("path", ["/", "/hang", "/drip", "/half/hang", "/chunked/1000", "https"])
+@pytest.mark.parametrize("name", ASYNC_CLIENTS)
+def test_cancelled_at_any_point_nothing_is_left_open_and_nothing_counts(
+    name: str, path: str, serve: Serve, authority: trustme.CA
+) -> None:
+    """No socket, nothing under way, no failure, no lease of the only one who may probe; and the next goes well."""
+    is_tls = path == "https"
+    (a,) = serve("a", tls=certified(authority, NAME) if is_tls else None)
+
+    async def cancel_and_go_on(client: AsyncClient, step: int) -> bool:
+        cancelled = await cancel(client, "/hang" if is_tls else path, step)
+        assert under_way(upstream) == {"a": 0}
+        assert (await client.arequest("GET", "/")).host == "a"
+        await only_one_is_open(a)
+        return cancelled
+
+    cancelled = 0
+    for step in range(30):
+        clock = FakeClock()
+        upstream = open_upstream({"p": pool(a, method="least_conn", max_fails=1)}, clock, last_resort=False)
+        visit_in_vain(upstream, {"a": refused})
+        clock.advance(600)
+        with CLIENTS[name](upstream, verify=trusting(authority) if is_tls else None) as client:
+            assert isinstance(client, AsyncClient)
+            cancelled += client.run(cancel_and_go_on(client, step))
+    assert cancelled >= 3
+    wait_until(lambda: not sockets_to(a.port), "all sockets are closed")
