@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from resty_upstream.model import Host
 
 T = TypeVar("T")
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _NON_BLOCKING_STREAM: Final = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
@@ -92,16 +93,11 @@ async def connect_object(client: Any, attempt: Attempt) -> Any:
     return settle_object(client, attempt)
 
 
-async def connect_streams(_client: None, attempt: Attempt) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect_streams(_client: None, attempt: Attempt) -> Streams:
     """A new connection as streams."""
     _refuse_trio()
     attempt.bounded = True
-    sock = await open_socket(attempt)
-    try:
-        return await asyncio.open_connection(sock=sock)
-    except BaseException:
-        sock.close()
-        raise
+    return await streams_of(await open_socket(attempt))
 
 
 async def open_socket(attempt: Attempt) -> socket.socket:
@@ -119,35 +115,68 @@ class _Unread(asyncio.Protocol):
         transport.pause_reading()  # type: ignore[attr-defined]  # that of a stream
 
 
-async def connect_tls(
-    context: ssl.SSLContext, server_hostname: str, attempt: Attempt
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A new connection as streams, after the handshake of TLS."""
-    _refuse_trio()
-    attempt.bounded = True
+async def transport_of(
+    sock: socket.socket,
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext | None = None,
+    name: str | None = None,
+    timeout_s: float = 60.0,
+) -> asyncio.Transport:
+    """A transport for a connected socket, which is closed where that fails.
+
+    :param context: for TLS, whose handshake is over then.
+    :param name: what certificates are checked for.
+    :param timeout_s: the caller's, within which all this happens; asyncio's for the handshake is a little longer.
+    """
+    make: Callable[[], asyncio.Protocol] = _Unread if context is not None else lambda: protocol
+    try:
+        raw, _ = await asyncio.get_running_loop().create_connection(make, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    return raw if context is None else await _shake_hands(raw, protocol, context, name, timeout_s + 1.0)
+
+
+async def _shake_hands(
+    raw: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, name: str | None, later_s: float
+) -> asyncio.Transport:
+    # A step of its own: create_connection(ssl=…) that is cancelled before its handshake began, or just when it is
+    # over, leaves a transport that cannot be reached and goes on; closing the socket beneath it would leave its
+    # descriptor, soon another connection's, with the event loop.
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(attempt.timeout_s):
-        sock = await open_socket(attempt)
-        # In two steps: open_connection(ssl=…) that is cancelled before its handshake began goes on with it.
-        try:
-            raw, _ = await loop.create_connection(_Unread, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        reader = asyncio.StreamReader(loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        later_s = attempt.timeout_s + 1.0  # than the timeout above, which says what it is
-        try:
-            transport = await loop.start_tls(
-                raw, protocol, context, server_hostname=server_hostname, ssl_handshake_timeout=later_s
-            )
-        except BaseException:
-            raw.abort()
-            raise
+    try:
+        transport = await loop.start_tls(
+            raw, protocol, context, server_hostname=name, ssl_handshake_timeout=later_s
+        )
+    except BaseException:
+        raw.abort()
+        raise
     if transport is None:  # closed meanwhile
         raise ConnectionResetError(errno.ECONNRESET, "the connection was lost in the handshake")
     protocol.connection_made(transport)
+    return transport
+
+
+async def streams_of(sock: socket.socket, *tls: Any, limit: int = 65_536) -> Streams:
+    """A connected socket as streams.
+
+    :param tls: see :func:`transport_of`.
+    :param limit: the reader's.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit, loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport = await transport_of(sock, protocol, *tls)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def connect_tls(context: ssl.SSLContext, server_hostname: str, attempt: Attempt) -> Streams:
+    """A new connection as streams, after the handshake of TLS."""
+    _refuse_trio()
+    attempt.bounded = True
+    async with asyncio.timeout(attempt.timeout_s):
+        sock = await open_socket(attempt)
+        return await streams_of(sock, context, server_hostname, attempt.timeout_s)
 
 
 async def connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:

@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import redis
 import redis.asyncio
@@ -34,12 +34,9 @@ from redis.exceptions import (
 )
 
 from resty_upstream import Attempt, NoHostAvailable, RequestContext, Upstream
-from resty_upstream.aconnectors import connect_socket
+from resty_upstream.aconnectors import connect_socket, streams_of
 from resty_upstream.attempts import BadAnswer
 from resty_upstream.connectors import find
-
-if TYPE_CHECKING:
-    import ssl
 
 Address = tuple[str, int]
 
@@ -420,16 +417,23 @@ class AsyncUpstreamConnection(AsyncConnection):
 
     async def _connect(self) -> None:
         sock = socket.socket()
+        attempt: Any = self._choice.attempt  # which has begun
         try:
-            await connect_socket(sock, self._choice.attempt)  # type: ignore[arg-type]
+            await connect_socket(sock, attempt)
             self._choice.tune(sock, self.socket_keepalive, self.socket_keepalive_options)
-            self._reader, self._writer = await asyncio.open_connection(sock=sock, **self._security())
+            self._reader, self._writer = await streams_of(sock, *self._tls(attempt.timeout_s))
         except BaseException:
             sock.close()
             raise
 
-    def _security(self) -> dict[str, Any]:
-        return {}
+    def _tls(self, _timeout_s: float) -> tuple[Any, ...]:
+        return ()
+
+    async def disconnect(self, nowait: bool = False, *args: Any, **options: Any) -> None:
+        """Close the connection; with ``nowait`` at once: over TLS, a host that is silent would be waited for."""
+        if nowait and self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait, *args, **options)
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         """Log in, select the database, and see that the host works."""
@@ -473,9 +477,8 @@ class AsyncUpstreamSSLConnection(AsyncUpstreamConnection, AsyncSSLConnection):
         self._server_hostname = server_hostname
         super().__init__(**options)
 
-    def _security(self) -> dict[str, Any]:
-        context: ssl.SSLContext = self.ssl_context.get()
-        return {"ssl": context, "server_hostname": self._server_hostname or self.host}
+    def _tls(self, timeout_s: float) -> tuple[Any, ...]:
+        return self.ssl_context.get(), self._server_hostname or self.host, timeout_s
 
 
 class AsyncUpstreamConnectionPool(redis.asyncio.ConnectionPool):

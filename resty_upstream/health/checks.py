@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from resty_upstream.aconnectors import dial
+from resty_upstream.aconnectors import Streams, dial, streams_of
 from resty_upstream.attempts import classify
 from resty_upstream.connectors import (
     Address,
@@ -87,22 +87,14 @@ def _failed(error: Exception, host: Host) -> Result:
 
 # ── connecting ────────────────────────────────────────────────────────────────────────────────
 
-_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
 
 @contextlib.asynccontextmanager
-async def _connection(pool: Pool, host: Host, check: HealthCheck, in_thread: InThread) -> AsyncIterator[_Streams]:
+async def _connection(pool: Pool, host: Host, check: HealthCheck, in_thread: InThread) -> AsyncIterator[Streams]:
     timeout_s = _connect_s(pool, check)
     async with asyncio.timeout(timeout_s):
         sock = await _connect(host, timeout_s, in_thread)
-        try:
-            tls: dict[str, Any] = (
-                {"ssl": _tls(pool.ssl_verify), "server_hostname": _name(pool, host)} if pool.ssl else {}
-            )
-            reader, writer = await asyncio.open_connection(sock=sock, limit=_LINE_BYTES, **tls)
-        except BaseException:
-            sock.close()
-            raise
+        tls = (_tls(pool.ssl_verify), _name(pool, host), timeout_s) if pool.ssl else ()
+        reader, writer = await streams_of(sock, *tls, limit=_LINE_BYTES)
     try:
         yield reader, writer
     finally:

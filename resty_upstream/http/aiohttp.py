@@ -22,7 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 
-from resty_upstream.aconnectors import open_socket
+from resty_upstream.aconnectors import open_socket, transport_of
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
@@ -315,13 +315,8 @@ class _Connections:
         fingerprint = tls if isinstance(tls, aiohttp.Fingerprint) else None
         context = _unverified() if fingerprint else cast("ssl.SSLContext | None", tls)
         sock = await open_socket(attempt)
-        try:
-            transport, protocol = await self._loop.create_connection(
-                functools.partial(_Protocol, self._loop), sock=sock, ssl=context, server_hostname=name or None
-            )
-        except BaseException:
-            sock.close()
-            raise
+        protocol = _Protocol(self._loop)
+        transport = await transport_of(sock, protocol, context, name or None, attempt.timeout_s)
         try:
             if fingerprint is not None:
                 fingerprint.check(transport)

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import redis
 import redis.asyncio
@@ -26,6 +27,7 @@ from resty_upstream.contrib.redis import (
     UpstreamConnectionPool,
 )
 from resty_upstream.testing import FakeClock
+from tests.contrib.cancelling import cancel_at_every_point, sockets_to
 from tests.contrib.servers import Server, Servers, failcounts, in_order, servers
 from tests.e2e.processes import wait_until
 from tests.helpers import Peer, health, no_descriptors_left, open_upstream, refusing
@@ -519,6 +521,32 @@ async def test_a_task_cancelled_while_it_connects_leaves_no_socket_and_no_failur
         await asyncio.to_thread(wait_until, lambda: open_descriptors() <= before, "no socket left open")
         assert silent.hits == 1
         assert failcounts(upstream) == [0, 0]
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+async def test_cancelled_at_any_point_nothing_is_left_open_and_nothing_counts(
+    certificates: Certificates, servers: Servers, is_tls: bool
+) -> None:
+    a = servers.redis(tls=certificates.good if is_tls else None)
+    names = {"ssl": True, "ssl_ca_certs": certificates.file, "server_hostname": "cache.internal"}
+    upstream = in_order(a, pool={"max_fails": 1, "timeout": 5000}, last_resort=False)
+    await upstream.current_context.aload()
+
+    async def begin() -> AsyncUpstreamConnectionPool:
+        pool = AsyncUpstreamConnectionPool(upstream, **LONG | (names if is_tls else {}))
+        try:
+            await pool.get_connection()
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                await pool.disconnect()  # of one that it had, and was not to give any more
+            raise
+        return pool
+
+    def check() -> None:
+        assert not sockets_to(a.port)
+
+    assert await cancel_at_every_point(begin, AsyncUpstreamConnectionPool.aclose, check) >= 3
+    assert failcounts(upstream) == [0]
 
 
 async def test_a_deadline_of_the_callers_own_counts_against_nobody(servers: Servers) -> None:

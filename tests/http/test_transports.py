@@ -716,3 +716,33 @@ def test_cancelled_at_any_point_nothing_is_left_open_and_nothing_counts(
             cancelled += client.run(cancel_and_go_on(client, step))
     assert cancelled >= 3
     wait_until(lambda: not sockets_to(a.port), "all sockets are closed")
+
+
+@pytest.mark.parametrize("name", ASYNC_CLIENTS)
+def test_cancelled_just_when_the_handshake_is_over_the_next_goes_well(
+    name: str, serve: Serve, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is closed by nobody but the transport that the event loop knows."""
+    (a,) = serve("a", tls=certified(authority, NAME))
+    upstream = upstream_of(a, max_fails=1, timeout=10_000)
+    shake = ssl.SSLObject.do_handshake
+
+    async def run(client: AsyncClient) -> None:
+        asking = asyncio.ensure_future(client.arequest("GET", "/first"))
+
+        def cancelling(of: ssl.SSLObject) -> None:
+            shake(of)
+            asking.cancel()
+
+        monkeypatch.setattr(ssl.SSLObject, "do_handshake", cancelling)
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        monkeypatch.undo()
+        assert (await client.arequest("GET", "/then")).host == "a"
+        await only_one_is_open(a)
+
+    with CLIENTS[name](upstream, verify=trusting(authority)) as client:
+        assert isinstance(client, AsyncClient)
+        client.run(run(client))
+    assert [request.path for request in a.received] == ["/then"]
+    assert not fails(upstream)
