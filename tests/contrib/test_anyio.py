@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from resty_upstream import NoHostAvailable, OverTLS, Upstream
 from resty_upstream.contrib.anyio import anyio_stream
 from resty_upstream.loops import in_loop, in_trio
 from tests.contrib.cancelling import BACKENDS, HAS_TRIO, cancel_at_every_point, sockets_to
+from tests.contrib.mailhost import MailHost
 from tests.contrib.tls import (
     BAD,
     NAME,
+    certificate,
     certified,
     echo,
     fails,
@@ -30,7 +33,7 @@ from tests.contrib.tls import (
     reset,
     trusting,
 )
-from tests.e2e.processes import ROOT, Ports, Process, python, wait_until
+from tests.e2e.processes import ROOT, python, wait_until
 from tests.helpers import Peer, hanging, refusing
 
 StartPeer = Callable[..., Peer]
@@ -188,39 +191,27 @@ async def test_connect_says_that_it_is_for_aconnect(start_peer: StartPeer) -> No
         in_order(start_peer(echo).options).connect(anyio_stream())
 
 
-async def test_streams_go_on_while_hosts_are_killed_and_brought_back(ports: Ports, tmp_path: Path) -> None:
-    first, second = ports.reserve(), ports.reserve()
+async def test_streams_go_on_while_hosts_are_killed_stopped_and_brought_back(
+    start_host: Callable[..., MailHost],
+) -> None:
+    a, b = start_host("tls", certificate(NAME)), start_host("tls", certificate(NAME))
+    upstream = in_order(a.options, b.options, timeout="1s")
 
-    def serve(port: int) -> Process:
-        code = (
-            "import asyncio, sys\n"
-            "async def echo(reader, writer):\n"
-            "    while data := await reader.read(100):\n"
-            "        writer.write(data)\n"
-            "    writer.close()\n"
-            "async def main():\n"
-            f"    server = await asyncio.start_server(echo, '127.0.0.1', {port})\n"
-            "    print('ready', flush=True)\n"
-            "    await server.serve_forever()\n"
-            "asyncio.run(main())\n"
-        )
-        output = tmp_path / f"{port}"
-        output.unlink(missing_ok=True)
-        process = Process(python("-c", code), {}, output)
-        wait_until(lambda: "ready" in process.printed(), "the server is there")
-        return process
+    async def greeted() -> str:
+        stream, info = await upstream.aconnect(anyio_stream(SECURE))
+        assert (await stream.receive()).startswith(b"220 ")
+        await anyio.aclose_forcefully(stream)
+        return str(info.pool.id)
 
-    a = serve(first)
-    with serve(second) as b:
-        upstream = in_order(*({"host": "127.0.0.1", "port": port} for port in (first, second)))
-        assert await talk(upstream) == "p0"
-        a.kill()
-        assert await talk(upstream) == "p1"
-        with serve(first):
-            assert await talk(upstream) == "p1"  # it is down for an hour
-            b.kill()
-            assert await talk(upstream) == "p0"  # as the last resort
-            assert fails(upstream) == 0
+    assert await greeted() == "p0"
+    a.kill()
+    assert await greeted() == "p1"
+    a.start()
+    assert await greeted() == "p1"  # a is down for an hour
+    b.process.signal(signal.SIGSTOP)
+    assert await greeted() == "p0"  # b is silent, and a the last resort
+    b.process.signal(signal.SIGCONT)
+    assert [fails(upstream, n) for n in (0, 1)] == [0, 1]
 
 
 # ── aconnect itself ───────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import socket
 import struct
@@ -19,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
 
 from resty_upstream import NoHostAvailable, Upstream
 from resty_upstream.contrib.psycopg import AsyncUpstreamConnection, UpstreamConnection
+from tests.contrib.cancelling import cancel_at_every_point, sockets_to
 from tests.contrib.postgres import LOGIN, Clusters, Postgres
 from tests.e2e.processes import Ports, Silence, wait_until
 from tests.helpers import Peer, greet, hanging, health, no_descriptors_left, refusing
@@ -542,6 +544,18 @@ async def test_a_cancelled_connection_leaves_no_socket_and_counts_for_nothing(
         await task
     wait_until(lambda: silence.total and not silence.open, "the socket is closed")
     assert caught.value is not None  # nor does its traceback keep it open
+    assert failures(upstream) == (0, 0)
+
+
+async def test_cancelled_at_any_point_nothing_is_left_open_and_nothing_counts(servers: Servers) -> None:
+    upstream = over_both(servers)
+    await upstream.current_context.aload()
+
+    def check() -> None:
+        assert not sockets_to(*(server.port for server in servers))
+
+    begin = functools.partial(AsyncUpstreamConnection.connect, **LOGIN, upstream=upstream)
+    assert await cancel_at_every_point(begin, AsyncUpstreamConnection.close, check) >= 3
     assert failures(upstream) == (0, 0)
 
 

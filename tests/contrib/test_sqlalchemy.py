@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import psycopg
 import pytest
-from sqlalchemy import create_engine, exc, text
+from sqlalchemy import NullPool, create_engine, exc, text
 
-from resty_upstream import NoHostAvailable, Upstream
+from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.contrib.sqlalchemy import async_creator, creator
 from tests.contrib.postgres import LOGIN, Postgres
 from tests.helpers import health, refusing
@@ -47,6 +50,27 @@ def test_an_engine_goes_elsewhere_when_a_server_dies(upstream: Upstream, servers
         assert connection.scalar(PORT) == servers[1].port
     assert health(upstream, "a")["failcount"] == 1
     engine.dispose()
+
+
+def test_an_engine_follows_servers_that_are_killed_stopped_and_brought_back(servers: Servers) -> None:
+    upstream = Upstream("memory://")
+    hosts = {str(server.port): server.options for server in servers}
+    upstream.configure({"p": {"timeout": 500, "max_fails": 1, "failed_timeout": 300, "hosts": hosts}})
+    engine = create_engine(URL, creator=creator(upstream, **LOGIN), poolclass=NullPool)
+
+    def port() -> Any:
+        with engine.connect() as connection:
+            return connection.scalar(PORT)
+
+    servers[0].kill()
+    assert {port() for _ in range(3)} == {servers[1].port}
+    servers[0].start()
+    servers[1].signal(signal.SIGSTOP)
+    assert {port() for _ in range(3)} == {servers[0].port}  # the last resort, and back
+    servers[1].signal(signal.SIGCONT)
+    assert not upstream.get_pools()["p"]["hosts"][str(servers[1].port)]["up"]
+    UpstreamAPI(upstream).up_host("p", str(servers[1].port))
+    assert {port() for _ in range(2)} == {server.port for server in servers}
 
 
 async def test_an_asynchronous_engine_goes_elsewhere_when_a_server_dies(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,10 +28,10 @@ Servers = tuple[Postgres, Postgres]
 Connect = Callable[..., Any]
 
 
-def pools(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Those that go to ``a`` as long as they can, and then to ``b``."""
+def pools(first: dict[str, Any], second: dict[str, Any], timeout: int = 7000) -> dict[str, Any]:
+    """Those that go to ``a`` as long as they can, for ``timeout`` milliseconds, and then to ``b``."""
     return {
-        "p": {"timeout": 7000, "hosts": {"a": first}},
+        "p": {"timeout": timeout, "hosts": {"a": first}},
         "q": {"timeout": 7000, "priority": 1, "hosts": {"b": second}},
     }
 
@@ -127,6 +128,17 @@ def test_with_health_checks_no_request_fails(servers: Servers, connect: Connect)
     servers[0].kill()
     next_request(wrapper)
     assert ask(wrapper) == servers[1].port
+
+
+def test_a_stopped_server_is_left_in_time_and_used_when_it_goes_on(servers: Servers, connect: Connect) -> None:
+    wrapper = connect(pools(servers[0].options, servers[1].options, timeout=300))
+    servers[0].signal(signal.SIGSTOP)
+    assert ask(wrapper) == servers[1].port
+    assert failures() == (1, 0)
+    servers[0].signal(signal.SIGCONT)
+    wrapper.close()
+    assert ask(wrapper) == servers[0].port
+    assert failures() == (0, 0)
 
 
 @pytest.mark.parametrize("pool", [True, {"min_size": 1, "max_size": 2}])
