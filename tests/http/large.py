@@ -1,4 +1,4 @@
-"""A client that streams 1 GiB from a host and a quarter of that to it; run as ``CLIENT PORT``.
+"""A client that streams some bytes from a host, and a quarter of them to it; run as ``CLIENT PORT BYTES``.
 
 It prints how many bytes came, how many the host counted, and by how many this process grew.
 """
@@ -12,8 +12,6 @@ from pathlib import Path
 from resty_upstream import Upstream
 from tests.http.clients import CLIENTS, AsyncClient, Client
 from tests.http.server import PART
-
-PARTS = 2**30 // len(PART)
 
 
 def peak() -> int:
@@ -36,14 +34,15 @@ async def _drain(client: AsyncClient, path: str) -> int:
 
 
 def main() -> None:
-    name, port = sys.argv[1:]
+    name, port, size = sys.argv[1:]
+    parts = int(size) // len(PART)
     upstream = Upstream("memory://", pools={"p": {"hosts": {"a": {"host": "127.0.0.1", "port": port}}}})
     with CLIENTS[name](upstream) as client:
         drain(client, "/chunked/1")
         client.request("PUT", "/sink", content=iter([PART]))
         before = peak()
-        received = drain(client, f"/chunked/{PARTS}")
-        sent = client.request("PUT", "/sink", content=itertools.repeat(PART, PARTS // 4)).body
+        received = drain(client, f"/chunked/{parts}")
+        sent = client.request("PUT", "/sink", content=itertools.repeat(PART, parts // 4)).body
         print(received, int(sent), peak() - before)
 
 

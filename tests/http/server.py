@@ -57,6 +57,8 @@ class Server:
         self.accepted = 0
         self.statuses: list[int] = []
         """Those of the next answers, whatever is asked for."""
+        self.paths: list[str] = []
+        """What the next requests are taken to ask for."""
         self._tls = tls
         if path:
             self._listener = socket.socket(socket.AF_UNIX)
@@ -137,7 +139,8 @@ class Server:
         if self.statuses:
             self._send(connection, request, status=self.statuses.pop(0))
             return
-        kind, *rest = unquote(urlsplit(request.path).path).strip("/").split("/")
+        path = self.paths.pop(0) if self.paths else request.path
+        kind, *rest = unquote(urlsplit(path).path).strip("/").split("/")
         answer = getattr(self, f"_answer_{kind}", None)
         if answer is None:
             self._send(connection, request)

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import errno
 import gc
+import os
 import socket
 import ssl
 import subprocess
@@ -151,10 +152,12 @@ def test_bodies_are_streamed_in_both_directions(opened: Opened, serve: Serve) ->
 def test_a_gibibyte_goes_through_in_constant_memory(serve: Serve, name: str) -> None:
     """In a process of its own, whose memory nobody else needs; and a quarter of that the other way."""
     (a,) = serve("a")
-    command = python("-m", "tests.http.large", name, a.port)
+    is_slow = "async" in name and "E2E_KILLS" not in os.environ
+    size = 2**28 if is_slow else 2**30
+    command = python("-m", "tests.http.large", name, a.port, size)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
     received, sent, grown = map(int, done.stdout.split())
-    assert (received, sent) == (2**30, 2**28)
+    assert (received, sent) == (size, size // 4)
     assert grown < 32 * 2**20
 
 
@@ -255,15 +258,16 @@ def test_a_host_that_refuses_is_left_by_any_method_and_any_body(opened: Opened, 
 @pytest.mark.parametrize("fate", FATES)
 def test_what_may_be_repeated_goes_to_the_next_host(opened: Opened, serve: Serve, fate: str) -> None:
     a, b = serve("a", "b")
-    upstream = upstream_of(a, b, max_fails=100, read_timeout=200, status_codes=["503"])
+    a.paths[:] = [fate, fate]
+    bad = pool(a, max_fails=100, read_timeout=200, status_codes=["503"])
+    upstream = Upstream("memory://", pools={"first": bad, "then": pool(b, priority=5)})
     with opened(upstream) as client:
-        with contextlib.suppress(*_tuple(client.error)):
-            client.request("GET", fate)
-        assert len(a.received) == len(b.received) == 1
-        with contextlib.suppress(*_tuple(client.error)):
-            client.request("POST", fate, headers={"Idempotency-Key": "7"}, content=b"body")
+        reply = client.request("GET", "/")
+        assert (reply.status, reply.body, reply.host, reply.headers["X-Host"]) == (200, b"ok", "b", "b")
+        reply = client.request("POST", "/echo", headers={"Idempotency-Key": "7"}, content=b"body")
+        assert (reply.body, reply.host) == (b"body", "b")
     assert [request.body for request in a.received] == [request.body for request in b.received] == [b"", b"body"]
-    assert fails(upstream) == {"a": 2, "b": 2}
+    assert fails(upstream) == {"a": 2}
 
 
 def _tuple(errors: Any) -> tuple[type[Exception], ...]:
@@ -361,7 +365,7 @@ def test_the_deadline_is_for_all_attempts(opened: Opened, serve: Serve) -> None:
     """Also where a host sends a byte now and then."""
     a, b, c = serve("a", "b", "c")
     pools = {"p": pool(a, b, c, read_timeout=10_000)}
-    upstream = Upstream("memory://", pools=pools, total_timeout=400)
+    upstream = Upstream("memory://", pools=pools, total_timeout=250)
     with opened(upstream) as client:
         for fate in ("/hang", "/drip"):
             with pytest.raises(client.error):
@@ -386,11 +390,11 @@ def test_a_host_that_accepts_and_never_answers_is_out_after_max_fails(opened: Op
 def test_an_upload_that_takes_too_long_is_no_failure_of_the_host(opened: Opened, serve: Serve) -> None:
     def body() -> Iterator[bytes]:
         yield b"one"
-        time.sleep(0.4)
+        time.sleep(0.2)
         yield b"two"
 
     (a,) = serve("a")
-    upstream = Upstream("memory://", pools={"p": pool(a)}, total_timeout=200)
+    upstream = Upstream("memory://", pools={"p": pool(a)}, total_timeout=100)
     with opened(upstream) as client, contextlib.suppress(*_tuple(client.error)):
         client.request("POST", "/hang", content=body())
     assert not fails(upstream)
@@ -431,7 +435,7 @@ def test_a_host_whose_heads_drip_goes_down(opened: Opened, serve: Serve) -> None
     """Slow as it is, this process is not to blame."""
     (a,) = serve("a")
     upstream = Upstream(
-        "memory://", pools={"p": pool(a, read_timeout=50, timeout=50, max_fails=1)}, total_timeout=1500
+        "memory://", pools={"p": pool(a, read_timeout=50, timeout=50, max_fails=1)}, total_timeout=1300
     )
     with opened(upstream) as client, pytest.raises(client.error):
         client.request("GET", "/drip")
