@@ -13,6 +13,7 @@ from resty_upstream.cli.text import shown
 
 _OURS: Final = "resty_upstream"
 _STORE: Final = f"{_OURS}.store"
+_PRINTED: Final = ("host_up", "host_down")  # by a command that goes on
 _AGAIN_S: Final = 60.0  # how long the same words, again and again, are no news
 
 Complain = Callable[[str], object]
@@ -50,7 +51,7 @@ class Heard(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging, under this handler's lock."""
         if self._at_once:
-            if not hasattr(record, "upstream_event"):  # which the command prints
+            if getattr(record, "upstream_event", "") not in _PRINTED:
                 self._say(_message(record))
         elif record.levelno >= logging.ERROR and record.name == _STORE:
             message = record.getMessage()
