@@ -5,25 +5,10 @@ their own. A framework that knows who its users are has :class:`Board` answer fo
 """
 
 from resty_upstream.status.access import Request
-from resty_upstream.status.actions import VERBS, Order
-from resty_upstream.status.assets import TYPES, digest
+from resty_upstream.status.actions import Order
+from resty_upstream.status.assets import TYPES
 from resty_upstream.status.data import Status, schema, status
-from resty_upstream.status.page import Viewer, content
+from resty_upstream.status.page import Viewer
 from resty_upstream.status.site import Board, Response
-from resty_upstream.status.words import title
 
-__all__ = [
-    "TYPES",
-    "VERBS",
-    "Board",
-    "Order",
-    "Request",
-    "Response",
-    "Status",
-    "Viewer",
-    "content",
-    "digest",
-    "schema",
-    "status",
-    "title",
-]
+__all__ = ["TYPES", "Board", "Order", "Request", "Response", "Status", "Viewer", "schema", "status"]

@@ -104,10 +104,9 @@ class Access:
 
     def grant(self, request: Request) -> Granted | None:
         """What a request may do; None where it may not even look."""
-        if self._authorize is not None:
-            found = self._authorize(request.native)
-            if found:
-                return Granted(found if isinstance(found, Viewer) else Viewer(str(found), may_change=True))
+        viewer = self._ask(request)
+        if viewer is not None:
+            return Granted(viewer)
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if self._tokens and scheme.lower() == "bearer":
             may_change = self._find(given.strip())
@@ -117,6 +116,15 @@ class Access:
         if not self.asks and is_local(request):
             return Granted(Viewer("this machine"))
         return None
+
+    def _ask(self, request: Request) -> Viewer | None:
+        found = self._authorize(request.native) if self._authorize is not None else None
+        if isinstance(found, str):
+            return Viewer(found, may_change=True) if found else None
+        if found is not None and not isinstance(found, Viewer):
+            # A coroutine, or True, is as good as yes to who does not look.
+            raise TypeError(f"authorize must return a name, a Viewer or None, not {type(found).__name__}")
+        return found
 
     def _find(self, given: str) -> bool | None:
         """Whether who has this token may change something; None where it is none."""

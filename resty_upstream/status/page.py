@@ -158,7 +158,7 @@ def board(status: Status, viewer: Viewer) -> str:
 
 
 def content(status: Status, viewer: Viewer, *, only: frozenset[str] = frozenset()) -> Markup:
-    """The page without its head, to be put into that of another application.
+    """The page without its head.
 
     :param only: the keys of parts; those of all others are left out.
     """

@@ -298,6 +298,18 @@ def test_an_application_that_fails_lets_nobody_in(
     assert "secret of the application" in caplog.text
 
 
+@pytest.mark.parametrize("yes", [True, 1, object(), ["alice"]])
+def test_an_application_that_names_nobody_lets_nobody_in(
+    start: Start, upstream: Upstream, yes: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does whose callable is a coroutine function: what it returns is true, whoever asks."""
+    site = start(upstream, authorize=lambda _native: yes)
+    assert site.get("/").status == 500
+    assert site.post("/change", DOWN).status == 500
+    assert "authorize must return a name, a Viewer or None" in caplog.text
+    assert is_up(upstream)
+
+
 # ── what is sent ──────────────────────────────────────────────────────────────────────────────
 
 
