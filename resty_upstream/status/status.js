@@ -324,7 +324,7 @@
       const answer = await fetch(form.action, {
         method: "POST", headers: { Accept: "application/json" }, body: new URLSearchParams(new FormData(form)),
       });
-      const said = await answer.json();
+      const said = await answer.json().catch(() => ({}));
       if (!answer.ok) throw new Refused(answer.status, said.error);
       dialog.close();
       await ask();
