@@ -41,6 +41,8 @@ class Viewer(NamedTuple):
     """Name and value of the hidden field that protects forms from other sites."""
     may_leave: bool = False
     """Whether they came by a form that can be left again."""
+    home: tuple[str, str] = ("", "")
+    """Name and address of the site that the page is a part of."""
 
 
 # ── what is patched ───────────────────────────────────────────────────────────────────────────
@@ -141,6 +143,7 @@ def document(heading: str, *content: str, script: bool = False) -> str:
         tag("meta", name="color-scheme", content="light dark"),
         tag("link", rel="icon", href="icon.svg", type="image/svg+xml"),
         tag("link", rel="stylesheet", href=f"status.css?{digest('status.css')}"),
+        tag("script", src=f"theme.js?{digest('theme.js')}"),
         tag("script", src=f"status.js?{digest('status.js')}", defer=True) if script else "",
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', *content), lang='en')}\n"
@@ -151,7 +154,7 @@ def board(status: Status, viewer: Viewer) -> str:
     return document(
         title(status),
         tag("a", "Skip to the hosts", class_="skip", href="#board"),
-        tag("header", tag("h1", "Upstreams"), _whoami(viewer), class_="top"),
+        tag("header", _trail(viewer), tag("h1", "Upstreams"), _whoami(viewer), class_="top"),
         content(status, viewer),
         script=True,
     )
@@ -184,6 +187,12 @@ def _live(status: Status) -> Markup:
 
 def _now(status: Status) -> str:
     return f"{clock(status.at, status.at)} {zone(status.at)}"
+
+
+def _trail(viewer: Viewer) -> Markup:
+    name, address = viewer.home
+    link = tag("a", tag("bdi", name), href=address)
+    return tag("nav", link, aria_label="Breadcrumbs", class_="trail") if address else Markup()
 
 
 def _whoami(viewer: Viewer) -> Markup:

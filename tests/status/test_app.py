@@ -29,9 +29,10 @@ def test_the_page_has_every_host_without_any_script(site: Site) -> None:
     read = Reader(site.get("/", Authorization=BEARER).text)
     for text in ("a.test:80", "d.test:80", HOSTILE, "50\N{NO-BREAK SPACE}%", "in reserve behind pool p"):
         assert text in read.text
-    assert [attributes["src"].partition("?")[0] for tag, attributes in read.tags if tag == "script"] == [
-        "status.js"
-    ]  # type: ignore[union-attr]
+    assert [attributes["src"].partition("?")[0] for tag, attributes in read.tags if tag == "script"] == [  # type: ignore[union-attr]
+        "theme.js",
+        "status.js",
+    ]
 
 
 def test_a_hostile_id_is_text_everywhere(site: Site) -> None:
