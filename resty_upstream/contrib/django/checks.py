@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.utils.module_loading import import_string
@@ -80,8 +81,15 @@ def check_middleware(**_kwargs: object) -> list[CheckMessage]:
 
 
 def check_deployment(**_kwargs: object) -> list[CheckMessage]:
-    """Whether all processes of the site, and its commands, share one store."""
-    return [message for name in _names() for message in _of_sharing(name, upstreams_setting()[name])]
+    """Whether all processes of the site, and its commands, share one store; and who stays logged in to it."""
+    messages = [message for name in _names() for message in _of_sharing(name, upstreams_setting()[name])]
+    if settings.SESSION_SAVE_EVERY_REQUEST and apps.is_installed("django.contrib.admin"):
+        what = (
+            "SESSION_SAVE_EVERY_REQUEST is set: the page of upstreams in the admin asks every two seconds, and "
+            "whoever leaves it open is never logged out"
+        )
+        messages.append(_warning("W027", what, "Leave it out; silence this if it is no matter."))
+    return messages
 
 
 def _names() -> list[str]:

@@ -6,5 +6,5 @@ import django
 import pytest
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("DJANGO_SETTINGS_MODULE", "tests.contrib.django.project.settings")
+    patch.setenv("DJANGO_SETTINGS_MODULE", "tests.contrib.django.admin_project.settings")
     django.setup()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import iscoroutinefunction
+from django.conf import settings
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
 from django.core.management import call_command
 from django.http import HttpRequest
@@ -262,6 +263,17 @@ def test_a_store_among_files_that_are_served_is_a_warning(name: str, tmp_path: P
     for root in (tmp_path / "files", f"{tmp_path}/files/", os.path.relpath(tmp_path / "files")):
         assert_says(found(inside, **{name: root}), "W026", path, STORE)
     assert not found(default(STORE=f"sqlite://{tmp_path}/files.db"), **{name: str(tmp_path / "files")})
+
+
+def test_sessions_that_the_admins_page_would_keep_for_ever_are_a_warning_for_deployments() -> None:
+    """W027: and not without an admin."""
+    setting = default(STORE=f"sqlite://{Path.cwd()}/nowhere/upstreams.db")
+    messages = found(setting, deploy=True, SESSION_SAVE_EVERY_REQUEST=True)
+    assert_says(messages, "W027", "SESSION_SAVE_EVERY_REQUEST is set", "silence")
+    without = [app for app in settings.INSTALLED_APPS if app != "django.contrib.admin"]
+    assert not found(setting, deploy=True, SESSION_SAVE_EVERY_REQUEST=True, INSTALLED_APPS=without)
+    assert not found(setting, SESSION_SAVE_EVERY_REQUEST=True)
+    assert not found(setting, deploy=True)
 
 
 def test_one_that_is_broken_does_not_hide_the_others() -> None:
