@@ -27,7 +27,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-input
 unexport DJANGO_SETTINGS_MODULE PYTEST_ADDOPTS PYTEST_PLUGINS PYTHONHOME PYTHONOPTIMIZE PYTHONPATH PYTHONSAFEPATH
 unexport PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV MYPYPATH PIP_PREFIX PIP_TARGET PIP_USER
 
-.PHONY: help test lint format bench demo lock clean python commands
+.PHONY: help test lint format bench demo screens lock clean python commands
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -50,6 +50,9 @@ bench: $(DEV)/project ## Run the benchmarks
 
 demo: $(DEMO_STAMP) ## Run the demo until Ctrl-C
 	@exec $(DEMO)/bin/python -m example_project.demo
+
+screens: $(DEV)/project ## Take the pictures of the README, which needs Chromium
+	$(DEV)/bin/python -m example_project.screens
 
 lock: | python ## Pin the newest versions of what requirements/*.in name
 	$(PYTHON) -m venv --clear .venv/lock
