@@ -134,12 +134,13 @@ async def transport_of(
     except BaseException:
         sock.close()
         raise
-    return raw if context is None else await _shake_hands(raw, protocol, context, name, timeout_s + 1.0)
+    return raw if context is None else await shake_hands(raw, protocol, context, name, timeout_s + 1.0)
 
 
-async def _shake_hands(
+async def shake_hands(
     raw: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, name: str | None, later_s: float
 ) -> asyncio.Transport:
+    """A transport of TLS over another, after the handshake; both are closed where that fails."""
     # A step of its own: create_connection(ssl=…) that is cancelled before its handshake began, or just when it is
     # over, leaves a transport that cannot be reached and goes on; closing the socket beneath it would leave its
     # descriptor, soon another connection's, with the event loop.

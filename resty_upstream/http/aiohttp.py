@@ -61,10 +61,9 @@ _NoHostAvailable.__name__ = _NoHostAvailable.__qualname__ = "NoHostAvailable"
 class _Sending:
     """A request on its way to a host."""
 
-    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol", "request")
+    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol")
 
-    def __init__(self, request: ClientRequest, exchange: Exchange, attempt: Attempt) -> None:
-        self.request = request
+    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
         self.exchange = exchange
         self.attempt = attempt
         self.began = False
@@ -145,10 +144,7 @@ class _Protocol(ResponseHandler):
         self._is_written = False
         self._is_asked = is_asked
         self._read_s = read_s
-        if is_asked:
-            self._wait_for_host()
-        else:
-            self._wait(math.inf)
+        self._wait(time.monotonic() + read_s if is_asked else math.inf)
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
@@ -270,9 +266,11 @@ class _Connections:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def connect(self, sending: _Sending, traces: list[Trace], limits: ClientTimeout) -> Connection:
+    async def connect(
+        self, request: ClientRequest, sending: _Sending, traces: list[Trace], limits: ClientTimeout
+    ) -> Connection:
         """A connection to the host of an attempt."""
-        request, exchange, attempt = sending.request, sending.exchange, sending.attempt
+        exchange, attempt = sending.exchange, sending.attempt
         read_s = exchange.begin(attempt, limits.sock_read or None)
         progress, sending.began = exchange.progress, True
         host, pool = attempt.host, attempt.pool
@@ -427,7 +425,7 @@ class UpstreamConnector(aiohttp.TCPConnector):
         sending: _Sending | None = req.__dict__.get(_OURS)
         if sending is None:
             return super().connect(req, traces, timeout)
-        return self._to_hosts.connect(sending, traces, timeout)
+        return self._to_hosts.connect(req, sending, traces, timeout)
 
     async def close(self, *, abort_ssl: bool = False) -> None:
         """Close all connections."""
@@ -531,7 +529,7 @@ async def _ask(
     exchange: Exchange, attempt: Attempt, request: ClientRequest, handler: ClientHandlerType
 ) -> ClientResponse:
     """One host's answer."""
-    sending = request.__dict__[_OURS] = _Sending(request, exchange, attempt)
+    sending = request.__dict__[_OURS] = _Sending(exchange, attempt)
     while True:
         if sending.afresh or len(exchange.log) > 1:
             request.update_expect_continue()  # if it waits for a "100 Continue", then for another

@@ -47,6 +47,7 @@ class Progress:
     """Whether anything came back."""
     is_late = False
     """Whether the deadline was over before an answer was waited for: sending took too long."""
+    attempt: Attempt
     until = math.inf
     """When the head of the answer must be there, by ``time.monotonic``."""
 
@@ -116,7 +117,7 @@ class Exchange(Attempts):
         left_s = self._until - now
         self._limit, read_s = "host", attempt.target.read_timeout_s
         self.progress = progress = Progress()
-        progress.until = self._until
+        progress.until, progress.attempt = self._until, attempt
         if left_s < 0.99 * read_s:
             self._limit, read_s = "deadline", max(left_s, 0.001)
         if asked_s is not None and asked_s < 0.99 * read_s:

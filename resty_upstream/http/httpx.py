@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
+from resty_upstream.http.connection import Connection, network_stream
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
@@ -140,6 +141,8 @@ def _network(core: Any) -> tuple[Any, Any]:
             return Stream(super().connect_unix_socket(*args, **options))
 
     class AStream(core.AsyncNetworkStream):  # type: ignore[misc]
+        """Of Trio."""
+
         def __init__(self, inner: Any) -> None:
             self._inner = inner
             self.write = inner.write
@@ -160,14 +163,22 @@ def _network(core: Any) -> tuple[Any, Any]:
                 await self._inner.aclose()  # the core leaves it to the collector when it is cancelled
                 raise
 
-    class ABackend(core.AnyIOBackend):  # type: ignore[misc]
-        async def connect_tcp(self, *args: Any, **options: Any) -> AStream:
-            _progress.get(_NOBODYS).is_fresh = True
-            return AStream(await super().connect_tcp(*args, **options))
+    opened = network_stream(core, lambda: _progress.get(_NOBODYS))
 
-        async def connect_unix_socket(self, *args: Any, **options: Any) -> AStream:
-            _progress.get(_NOBODYS).is_fresh = True
-            return AStream(await super().connect_unix_socket(*args, **options))
+    class ABackend(core.AnyIOBackend):  # type: ignore[misc]
+        async def connect_tcp(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
+            progress = _progress.get(_NOBODYS)
+            progress.is_fresh = True
+            if _get_running_loop() is None:
+                return AStream(await super().connect_tcp(*args, timeout=timeout, **options))
+            return await opened(Connection.open(progress.attempt, timeout))
+
+        async def connect_unix_socket(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
+            progress = _progress.get(_NOBODYS)
+            progress.is_fresh = True
+            if _get_running_loop() is None:
+                return AStream(await super().connect_unix_socket(*args, timeout=timeout, **options))
+            return await opened(Connection.open(progress.attempt, timeout))
 
     return Backend(), ABackend()
 
