@@ -26,6 +26,7 @@ from resty_upstream.status.words import (
     pool_words,
     setting_words,
     state_of,
+    state_word,
     title,
     upstream_words,
     zone,
@@ -425,7 +426,8 @@ def _history(part: Part, upstream: UpstreamStatus, at: float) -> Markup:
 
 
 def _transition(each: Transition, at: float) -> Markup:
-    texts = (each.pool, each.host, each.before, each.after, each.reason, each.by)
+    moved = (state_word(each.before), state_word(each.after))
+    texts = (each.pool, each.host, *moved, each.reason, each.by)
     cells = (tag("td", tag("bdi", text)) for text in texts)
     return tag("tr", tag("td", tag("time", clock(each.at, at))), *cells, data_state=each.after)
 

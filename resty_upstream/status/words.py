@@ -32,15 +32,18 @@ def state_of(host: HostStatus) -> str:
     return "drained" if host.drained or host.until or host.by else "spare"
 
 
-_STATES: Final = {"manual": "down"}
+def state_word(state: str) -> str:
+    """What a state is called on the page; other texts stay as they are."""
+    return "down" if state == "manual" else state
+
+
 _FAILURES: Final = re.compile(r" \(\d+ of \d+ failures in a row\)")
 
 
 def host_words(host: HostStatus, at: float) -> HostWords:
     """A host at a moment in epoch seconds."""
-    state = state_of(host)
     return HostWords(
-        state=_STATES.get(state, state),
+        state=state_word(state_of(host)),
         detail=_detail(host),
         share=percent(host.share),
         weight=str(host.weight),

@@ -12,7 +12,7 @@ from resty_upstream.cli import main
 from tests.cli.doors import Done, Place
 
 with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("DJANGO_SETTINGS_MODULE", "tests.contrib.django.project.settings")
+    patch.setenv("DJANGO_SETTINGS_MODULE", "tests.contrib.django.admin_project.settings")
     django.setup()
 
 

@@ -129,7 +129,7 @@ def test_the_demo_shows_fail_over_and_leaves_nothing_behind(demo: Demo, tmp_path
 
         change_host(demo, "down-host")
         assert {demo.call() for _ in range(4)} == {"a"}
-        demo.wait_for("host primary/b is down: by hand")
+        demo.wait_for("host primary/b is down by hand")
         change_host(demo, "up-host")
         assert {demo.call() for _ in range(8)} == {"a", "b"}
         demo.wait_for("host primary/b is up")

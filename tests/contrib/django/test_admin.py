@@ -330,9 +330,15 @@ def test_its_own_policy_is_strict_and_forms_keep_their_origin(login: Login) -> N
     assert headers["referrer-policy"] == "same-origin"
 
 
-@pytest.mark.skipif(django.VERSION < (6,), reason="needs the middleware of Django 6")
+SITES_POLICY = (
+    "django.middleware.csp.ContentSecurityPolicyMiddleware"
+    if django.VERSION >= (6,)
+    else "tests.contrib.django.admin_project.middleware.content_security_policy"
+)
+
+
 @override_settings(
-    MIDDLEWARE=["django.middleware.csp.ContentSecurityPolicyMiddleware", *django.conf.settings.MIDDLEWARE],
+    MIDDLEWARE=[SITES_POLICY, *django.conf.settings.MIDDLEWARE],
     SECURE_CSP={"default-src": ["https://site.test"]},
 )
 def test_the_policy_of_the_site_leaves_that_of_the_page_alone(login: Login) -> None:
