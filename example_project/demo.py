@@ -12,6 +12,7 @@ import http.client
 import io
 import itertools
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -118,6 +119,7 @@ class Demo:
         self.redis_ports = redis_ports
         """Empty where there is no Redis."""
         self.site_port = site_port
+        self.status_token = secrets.token_hex(8)
         self.children: list[Child] = []
 
     @property
@@ -128,6 +130,7 @@ class Demo:
             "EXAMPLE_STORE": self.store,
             "EXAMPLE_BACKEND_PORTS": ",".join(map(str, self.ports.values())),
             "EXAMPLE_REDIS_PORTS": ",".join(map(str, self.redis_ports.values())),
+            "EXAMPLE_STATUS_TOKEN": self.status_token,
         }
 
     def start(self, stop: StopRequest) -> None:
@@ -290,9 +293,11 @@ In a second terminal:
 
   8. Take both a and b out: pool dr answers. All three: a 504 that says so.
 
-  9. See the pools and hosts as all workers do, once or all the time:
+  9. See the pools and hosts as all workers do, once, all the time, or in a browser with switches (you sign in with
+     the token {demo.status_token}):
      {upstream} list
      {upstream} watch
+     {address}/upstreams/
 
 {redis_instructions(demo, address, upstream) if demo.redis_ports else NO_REDIS}
 

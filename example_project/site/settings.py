@@ -5,6 +5,7 @@ Read from the environment, so that several copies can run at once:
 - `EXAMPLE_BACKEND_PORTS`: ports of the back ends a, b and c (default `8001,8002,8003`)
 - `EXAMPLE_REDIS_PORTS`: ports of the Redis servers r1 and r2 (default: no Redis, and no pages that need it)
 - `EXAMPLE_STORE`: where pools and health live (default: a file in a private directory of this user)
+- `EXAMPLE_STATUS_TOKEN`: who has it may change hosts on the status page (default: nobody)
 - `EXAMPLE_SECRET_KEY`, `EXAMPLE_DEBUG`: as the Django settings of that name
 """
 
@@ -46,6 +47,7 @@ def _default_store() -> str:
 # Random is enough: nothing here outlives a process that would be signed with it.
 SECRET_KEY = os.environ.get("EXAMPLE_SECRET_KEY") or get_random_secret_key()
 DEBUG = os.environ.get("EXAMPLE_DEBUG", "") == "1"
+STATUS_TOKEN = os.environ.get("EXAMPLE_STATUS_TOKEN") or None
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 
 INSTALLED_APPS = ["resty_upstream.contrib.django", "example_project.site"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -47,6 +49,14 @@ class Demo:
         found = find()
         assert found, f"no {pattern!r} in:\n{self.process.printed()}"
         return found
+
+    def hosts_on_the_status_page(self) -> set[str]:
+        """Those of the upstream default, as who has the printed token sees them."""
+        token = self.wait_for(r"the token (\w{16})\)")[1]
+        headers = {"Authorization": f"Bearer {token}"}
+        with urlopen(Request(f"http://127.0.0.1:{self.port}/upstreams/status.json", headers=headers)) as answer:
+            (default, *_) = json.load(answer)["upstreams"]
+        return {host["id"] for pool in default["pools"] for host in pool["hosts"]}
 
     def call(self) -> str:
         """The host that answers a call, which must not fail."""
@@ -134,6 +144,7 @@ def test_the_demo_shows_fail_over_and_leaves_nothing_behind(demo: Demo, tmp_path
         assert {demo.call() for _ in range(8)} == {"a", "b"}
         demo.wait_for("host primary/b is up")
 
+        assert demo.hosts_on_the_status_page() == {"a", "b", "c"}
         demo.end()
         again.wait_until_answers()  # what others started is not the demo's to end
     finally:
