@@ -53,9 +53,9 @@ def start_peer() -> Iterator[Callable[..., Peer]]:
 def wall(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
     """The wall clock, which stands still at 13:00 of a day in Berlin until it is told to move."""
     wall = FakeClock(1_795_694_400.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", wall)
-        patch.setenv("TZ", "Europe/Berlin")
-        time.tzset()
-        yield wall
+    monkeypatch.setattr(time, "time", wall)
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield wall
+    monkeypatch.undo()  # all, in one order: what a test put in place of the clock stands on this
     time.tzset()

@@ -33,8 +33,9 @@ def sockets_to(*ports: int) -> list[str]:
         except OSError:  # closed meanwhile
             continue
         with sock:
-            if sock.family == socket.AF_UNIX or sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR):
-                continue  # those of servers to be have that option
+            options = (socket.SO_ACCEPTCONN, socket.SO_REUSEADDR)  # those of servers, and of servers to be
+            if sock.family == socket.AF_UNIX or any(sock.getsockopt(socket.SOL_SOCKET, each) for each in options):
+                continue
             if sock.getsockname()[1] in ports:
                 continue
             try:
