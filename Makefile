@@ -15,8 +15,8 @@ key = $(shell { $(PYTHON) -I -VV; pwd; cat $(1); } 2>/dev/null | cksum | cut -d 
 DEV_STAMP := $(DEV)/installed-$(call key,requirements/dev.txt)
 DEMO_STAMP := $(DEMO)/installed-$(call key,requirements/demo.txt)
 
-# Tests wait a lot, so two processes do not need two cores to themselves.
-IN_PARALLEL := --numprocesses 2 --dist worksteal
+# Tests wait a lot, so three processes do not need three cores.
+IN_PARALLEL := --numprocesses 3 --dist worksteal
 
 # What the tests run besides Python and databases; the packages of Debian and Ubuntu are named like the commands.
 COMMANDS := bash chromium fish memcached redis-server zsh
