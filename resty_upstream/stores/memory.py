@@ -53,6 +53,7 @@ class MemoryStore:
         self._spaces: dict[str, _Namespace] = {}
         self._generations: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._shelf_lock = threading.Lock()  # of its own: a request must not wait for who changes something
         self._shelf = Shelf([1])
         _stores.add(self)
 
@@ -149,12 +150,12 @@ class MemoryStore:
 
     def counters(self, key: bytes, in_use: Callable[[], Collection[bytes]]) -> Row:
         """See :class:`~resty_upstream.stores.Store`."""
-        with self._lock:
+        with self._shelf_lock:
             return self._shelf.row(key, in_use)
 
     def sums(self) -> dict[bytes, list[float]]:
         """See :class:`~resty_upstream.stores.Store`."""
-        with self._lock:
+        with self._shelf_lock:
             return sums_of(self._shelf.contents())
 
     def _holder(self, space: _Namespace, name: str) -> str:
@@ -177,7 +178,8 @@ class MemoryStore:
         return self._spaces.setdefault(ns, _Namespace())
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()  # the old one may be held by a thread that is not here
+        # The old ones may be held by threads that are not here.
+        self._lock, self._shelf_lock = threading.Lock(), threading.Lock()
         self._shelf.begin()  # a copy of what the parent counted
 
 

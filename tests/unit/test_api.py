@@ -326,7 +326,7 @@ def test_an_api_call_takes_along_what_a_request_could_not_write() -> None:
 
     def write_for_long(_view: object) -> None:
         begun.set()
-        over.wait(10)
+        assert over.wait(10)  # the request did not wait for us
 
     with ThreadPoolExecutor(1) as threads:
         writing = threads.submit(upstream.store.transact, "another", write_for_long)
