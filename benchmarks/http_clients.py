@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -33,45 +37,51 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @contextlib.contextmanager
 def http_clients() -> Iterator[list[Group]]:
-    """A GET on a connection that is kept alive, of each client."""
-    with _server() as port, asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-        direct, upstream = f"http://127.0.0.1:{port}", on_loopback(port)
+    """A GET on a connection that is kept alive, of each client; where there is nginx, through that, too."""
+    with (
+        _server() as port,
+        _proxy(port) as proxy_port,
+        asyncio.Runner() as runner,
+        contextlib.ExitStack() as stack,
+    ):
+        upstream = on_loopback(port)
+        urls = [f"http://127.0.0.1:{each}" for each in (port, proxy_port) if each]
         groups = []
         for hx in (httpx2, httpx):
-            transport = UpstreamTransport(upstream)
-            plain = stack.enter_context(hx.Client(base_url=direct))
-            balanced = stack.enter_context(hx.Client(transport=transport, base_url=_NAME))
-            groups.append(_group(hx.__name__, calling(_getting(plain)), calling(_getting(balanced))))
-            atransport = AsyncUpstreamTransport(upstream)
-            aplain = hx.AsyncClient(base_url=direct)
-            abalanced = hx.AsyncClient(transport=atransport, base_url=_NAME)
-            for client in (aplain, abalanced):
+            clients = [hx.Client(base_url=url) for url in urls]
+            clients.insert(1, hx.Client(transport=UpstreamTransport(upstream), base_url=_NAME))
+            groups.append(_group(hx.__name__, [calling(_getting(stack.enter_context(each))) for each in clients]))
+            aclients = [hx.AsyncClient(base_url=url) for url in urls]
+            aclients.insert(1, hx.AsyncClient(transport=AsyncUpstreamTransport(upstream), base_url=_NAME))
+            for client in aclients:
                 stack.callback(_ending(client.aclose, runner))
-            name = f"{hx.__name__}.AsyncClient"
-            groups.append(_group(name, _awaiting(aplain, runner), _awaiting(abalanced, runner)))
+            groups.append(_group(f"{hx.__name__}.AsyncClient", [_awaiting(each, runner) for each in aclients]))
         session = stack.enter_context(requests.Session())
         session.mount(f"{_NAME}/", UpstreamAdapter(upstream))
-        urls = [f"{direct}/users/1", f"{_NAME}/users/1"]
-        groups.append(_group("requests", *(calling(functools.partial(session.get, url)) for url in urls)))
-        managers = [urllib3.PoolManager(), UpstreamPoolManager(upstream)]
-        asking = [
-            calling(functools.partial(manager.request, "GET", url))
-            for manager, url in zip(managers, urls, strict=True)
-        ]
-        groups.append(_group("urllib3", *asking))
-        plain_session = runner.run(_session(direct))
-        balanced_session = runner.run(_session(_NAME, UpstreamConnector, [UpstreamMiddleware(upstream)]))
-        for each in (plain_session, balanced_session):
+        asked = [f"{url}/users/1" for url in (urls[0], _NAME, *urls[1:])]
+        groups.append(_group("requests", [calling(functools.partial(session.get, url)) for url in asked]))
+        plain = urllib3.PoolManager()
+        managers = [plain, UpstreamPoolManager(upstream), plain]
+        asking = [functools.partial(each.request, "GET", url) for each, url in zip(managers, asked, strict=False)]
+        groups.append(_group("urllib3", [calling(each) for each in asking]))
+        sessions = [runner.run(_session(url)) for url in urls]
+        sessions.insert(1, runner.run(_session(_NAME, UpstreamConnector, [UpstreamMiddleware(upstream)])))
+        for each in sessions:
             stack.callback(_ending(each.close, runner))
-        groups.append(_group("aiohttp", _reading(plain_session, runner), _reading(balanced_session, runner)))
+        groups.append(_group("aiohttp", [_reading(each, runner) for each in sessions]))
         yield groups
 
 
-def _group(name: str, plain: Sample, balanced: Sample) -> Group:
+def _group(name: str, samples: Sequence[Sample]) -> Group:
+    plain, balanced, *proxied = samples
     return Group(
         f"GET by {name} on loopback",
         _CALLS,
-        [Variant("one host, directly", plain), Variant("through an upstream", balanced, at_most_more_us(15))],
+        [
+            Variant("one host, directly", plain),
+            Variant("through an upstream", balanced, at_most_more_us(15)),
+            *(Variant("through nginx", each) for each in proxied),
+        ],
         "difference",
     )
 
@@ -121,6 +131,46 @@ def _server() -> Iterator[int]:
             yield int(process.stdout.readline())
         finally:
             process.kill()
+
+
+_PROXY = """\
+daemon off; pid nginx.pid; error_log stderr crit; events {}
+http {
+    access_log off;
+    upstream host { server 127.0.0.1:%(host)d; keepalive 16; }
+    server {
+        listen 127.0.0.1:%(proxy)d;
+        location / { proxy_pass http://host; proxy_http_version 1.1; proxy_set_header Connection ""; }
+    }
+}
+"""
+
+
+@contextlib.contextmanager
+def _proxy(port: int) -> Iterator[int]:
+    """What people put in between otherwise; its port, 0 where it is not installed."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        yield 0
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy_port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "nginx.conf").write_text(_PROXY % {"host": port, "proxy": proxy_port}, "ascii")
+        with subprocess.Popen([nginx, "-p", directory, "-c", "nginx.conf"]) as process:
+            try:
+                _wait_for(proxy_port)
+                yield proxy_port
+            finally:
+                process.terminate()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(500):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.01)
+    raise RuntimeError("nginx did not start")
 
 
 def _serve() -> None:

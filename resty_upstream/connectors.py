@@ -279,9 +279,9 @@ def _resolve(attempt: Attempt) -> list[Address]:
         return last_known_addresses(host, error)
 
 
-def _try_each(attempt: Attempt, dial: Callable[[Address, float], None]) -> None:
-    """Dial one address of the host after the other; each may take its part of what the attempt has left."""
-    deadline = time.monotonic() + attempt.timeout_s
+def _try_each(attempt: Attempt, dial: Callable[[Address, float], None], timeout_s: float) -> None:
+    """Dial one address of the host after the other; each may take its part of the time that is left."""
+    deadline = time.monotonic() + timeout_s
     addresses = _resolve(attempt)
     errors: list[OSError] = []
     for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
@@ -319,17 +319,25 @@ def _dial(_client: None, attempt: Attempt) -> socket.socket:
 def open_socket(attempt: Attempt) -> socket.socket:
     """A new socket, connected to the host of an attempt, with the pool's timeout."""
     attempt.bounded = True
-    timeout_s, pool_timeout_s = attempt.timeout_s, attempt.target.timeout_s
+    sock = dial(attempt, attempt.timeout_s)
+    limit(sock, attempt.target.timeout_s)
+    return sock
+
+
+def dial(attempt: Attempt, timeout_s: float) -> socket.socket:
+    """A new socket, connected to the host of an attempt within that time."""
     address = literal_address(attempt)
     if address is not None:
-        sock = _dial_address(address, timeout_s)
-        if timeout_s != pool_timeout_s:
-            sock.settimeout(pool_timeout_s)
-        return sock
+        return _dial_address(address, timeout_s)
     opened: list[socket.socket] = []
-    _try_each(attempt, lambda address, left_s: opened.append(_dial_address(address, left_s)))
-    opened[0].settimeout(pool_timeout_s)
+    _try_each(attempt, lambda address, left_s: opened.append(_dial_address(address, left_s)), timeout_s)
     return opened[0]
+
+
+def limit(sock: Any, timeout_s: float | None) -> None:
+    """Have what a socket does next take no longer."""
+    if sock.gettimeout() != timeout_s:  # to set it is a system call
+        sock.settimeout(timeout_s)
 
 
 def _dial_address(address: Address, timeout_s: float) -> socket.socket:
@@ -356,7 +364,7 @@ def _connect_socket(sock: socket.socket, attempt: Attempt) -> socket.socket:
             renew(sock, sock.family, bound)
             raise
 
-    _try_each(attempt, dial)
+    _try_each(attempt, dial, attempt.timeout_s)
     sock.settimeout(attempt.pool.timeout_s)
     return sock
 

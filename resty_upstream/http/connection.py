@@ -1,25 +1,30 @@
-"""A connection of asyncio that is read and written in turn, as httpcore does.
+"""Connections to hosts for httpcore: they are made as all others here are, and note how far a request got.
 
-Its own, anyio's, goes through the event loop once more for each write and makes a cancel scope for each read:
-that costs more than all that choosing a host does.
+Its own ones set a timeout for each read and write by a system call, or, those of anyio, make a cancel scope for
+each and go through the event loop once more for a write: that costs more than all that choosing a host does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
 from resty_upstream.aconnectors import open_socket, shake_hands, transport_of
 from resty_upstream.attempts import Attempt
+from resty_upstream.connectors import dial, limit
+
+if TYPE_CHECKING:
+    from resty_upstream.http.exchange import Progress
 
 _MOST_BYTES: Final = 262_144  # that are taken in before anybody reads them
 
 
 class Connection(asyncio.Protocol):
-    """One of them; at most one task reads and one writes at a time."""
+    """One of asyncio's, read and written in turn: at most one task reads and one writes at a time."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -34,7 +39,7 @@ class Connection(asyncio.Protocol):
         self._transport: Any = None
 
     @classmethod
-    async def open(cls, attempt: Attempt, timeout_s: float | None) -> Connection:
+    async def open(cls, attempt: Attempt, timeout_s: float) -> Connection:
         """One to the host of an attempt.
 
         :raises OSError: what went wrong; ``TimeoutError`` when it took too long.
@@ -98,9 +103,7 @@ class Connection(asyncio.Protocol):
         """Whether the host sent anything, or closed it."""
         if self._received or self._is_over or self._transport.is_closing():
             return True
-        poll = select.poll()  # the event loop may not have seen it yet
-        poll.register(self.about("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        return _is_readable(self.about("socket"))  # the event loop may not have seen it yet
 
     def about(self, name: str) -> Any:
         """See ``asyncio.BaseTransport.get_extra_info``."""
@@ -166,15 +169,59 @@ def _be_late(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(True)
 
 
-def network_stream(core: Any, heard: Callable[[], Any]) -> Any:
-    """A class of streams for httpcore or httpcore2.
+# ── as streams of httpcore ────────────────────────────────────────────────────────────────────
+
+
+def streams(core: Any, heard: Callable[[], Progress]) -> tuple[Any, Any]:
+    """What makes streams for httpcore or httpcore2 of connections, sync and async.
 
     :param heard: the progress of the request that is on its way.
     """
 
-    class Stream(core.AsyncNetworkStream):  # type: ignore[misc]
+    class Stream(core.NetworkStream):  # type: ignore[misc]
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock = sock
+            self.close = sock.close
+
+        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            progress = heard()
+            try:
+                limit(self._sock, progress.bounded(timeout))
+                data = self._sock.recv(max_bytes)
+            except OSError as error:
+                raise _kind(error, core.ReadTimeout, core.ReadError)(str(error)) from error
+            if data:
+                progress.answered = True
+            return data
+
+        def write(self, buffer: bytes, timeout: float | None = None) -> None:
+            left = memoryview(buffer)
+            try:
+                while left:
+                    limit(self._sock, timeout)
+                    left = left[self._sock.send(left) :]
+            except OSError as error:
+                raise _kind(error, core.WriteTimeout, core.WriteError)(str(error)) from error
+
+        def start_tls(
+            self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        ) -> Stream:
+            try:
+                self._sock.settimeout(timeout)
+                return Stream(ssl_context.wrap_socket(self._sock, server_hostname=server_hostname))
+            except BaseException as error:
+                self.close()
+                if isinstance(error, OSError):
+                    raise _kind(error, core.ConnectTimeout, core.ConnectError)(str(error)) from error
+                raise
+
+        def get_extra_info(self, info: str) -> Any:
+            return _about(self._sock, info)
+
+    class AStream(core.AsyncNetworkStream):  # type: ignore[misc]
         def __init__(self, connection: Connection) -> None:
             self._connection = connection
+            self.aclose = connection.close
 
         async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's
             progress = heard()
@@ -194,29 +241,56 @@ def network_stream(core: Any, heard: Callable[[], Any]) -> Any:
             except OSError as error:
                 raise _kind(error, core.WriteTimeout, core.WriteError)(str(error)) from error
 
-        async def aclose(self) -> None:
-            await self._connection.close()
-
         async def start_tls(
             self,
             ssl_context: ssl.SSLContext,
             server_hostname: str | None = None,
             timeout: float | None = None,  # noqa: ASYNC109 - httpcore's
-        ) -> Stream:
-            return await opened(self._connection.secure(ssl_context, server_hostname, timeout))
+        ) -> AStream:
+            return await aopened(self._connection.secure(ssl_context, server_hostname, timeout))
 
         def get_extra_info(self, info: str) -> Any:
             if info == "is_readable":
                 return self._connection.is_readable
             return self._connection.about(_INFOS.get(info, info))
 
-    async def opened(opening: Any) -> Stream:
+    def opened(attempt: Attempt, timeout_s: float) -> Stream:
         try:
-            return Stream(await opening)
+            sock = dial(attempt, timeout_s)
+        except OSError as error:
+            raise _kind(error, core.ConnectTimeout, core.ConnectError)(str(error)) from error
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Stream(sock)
+
+    async def aopened(opening: Awaitable[Connection]) -> AStream:
+        try:
+            return AStream(await opening)
         except OSError as error:
             raise _kind(error, core.ConnectTimeout, core.ConnectError)(str(error)) from error
 
-    return opened
+    return opened, aopened
+
+
+def _about(sock: socket.socket, info: str) -> Any:
+    if info == "is_readable":
+        return _is_readable(sock)
+    if info == "ssl_object":
+        return sock if isinstance(sock, ssl.SSLSocket) else None
+    if info == "client_addr":
+        return sock.getsockname()
+    if info == "server_addr":
+        return sock.getpeername()
+    return sock if info == "socket" else None
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Whether the host sent anything, or closed it; or we did."""
+    if sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 _INFOS: Final = {"client_addr": "sockname", "server_addr": "peername"}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.connection import Connection, network_stream
+from resty_upstream.http.connection import Connection, streams
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
@@ -113,32 +113,15 @@ def _none_available(hx: Any) -> Any:
 
 def _network(core: Any) -> tuple[Any, Any]:
     """Network back ends that note in the progress of the request what happens."""
-
-    class Stream(core.NetworkStream):  # type: ignore[misc]
-        def __init__(self, inner: Any) -> None:
-            self._inner = inner
-            self.write = inner.write
-            self.close = inner.close
-            self.get_extra_info = inner.get_extra_info
-
-        def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            progress = _progress.get(_NOBODYS)
-            data: bytes = self._inner.read(max_bytes, progress.bounded(timeout))
-            if data:
-                progress.answered = True
-            return data
-
-        def start_tls(self, *args: Any, **options: Any) -> Stream:
-            return Stream(self._inner.start_tls(*args, **options))
+    opened, aopened = streams(core, lambda: _progress.get(_NOBODYS))
 
     class Backend(core.SyncBackend):  # type: ignore[misc]
-        def connect_tcp(self, *args: Any, **options: Any) -> Stream:
-            _progress.get(_NOBODYS).is_fresh = True
-            return Stream(super().connect_tcp(*args, **options))
+        def connect_tcp(self, *_address: Any, timeout: float, **_options: Any) -> Any:
+            progress = _progress.get(_NOBODYS)
+            progress.is_fresh = True
+            return opened(progress.attempt, timeout)
 
-        def connect_unix_socket(self, *args: Any, **options: Any) -> Stream:
-            _progress.get(_NOBODYS).is_fresh = True
-            return Stream(super().connect_unix_socket(*args, **options))
+        connect_unix_socket = connect_tcp
 
     class AStream(core.AsyncNetworkStream):  # type: ignore[misc]
         """Of Trio."""
@@ -163,22 +146,19 @@ def _network(core: Any) -> tuple[Any, Any]:
                 await self._inner.aclose()  # the core leaves it to the collector when it is cancelled
                 raise
 
-    opened = network_stream(core, lambda: _progress.get(_NOBODYS))
-
     class ABackend(core.AnyIOBackend):  # type: ignore[misc]
-        async def connect_tcp(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
-            progress = _progress.get(_NOBODYS)
-            progress.is_fresh = True
-            if _get_running_loop() is None:
-                return AStream(await super().connect_tcp(*args, timeout=timeout, **options))
-            return await opened(Connection.open(progress.attempt, timeout))
+        async def connect_tcp(self, *address: Any, timeout: float, **options: Any) -> Any:
+            return await connected(super().connect_tcp, address, timeout, options)
 
-        async def connect_unix_socket(self, *args: Any, timeout: float | None = None, **options: Any) -> Any:
-            progress = _progress.get(_NOBODYS)
-            progress.is_fresh = True
-            if _get_running_loop() is None:
-                return AStream(await super().connect_unix_socket(*args, timeout=timeout, **options))
-            return await opened(Connection.open(progress.attempt, timeout))
+        async def connect_unix_socket(self, *address: Any, timeout: float, **options: Any) -> Any:
+            return await connected(super().connect_unix_socket, address, timeout, options)
+
+    async def connected(connect: Any, address: tuple[Any, ...], timeout_s: float, options: dict[str, Any]) -> Any:
+        progress = _progress.get(_NOBODYS)
+        progress.is_fresh = True
+        if _get_running_loop() is None:
+            return AStream(await connect(*address, timeout=timeout_s, **options))
+        return await aopened(Connection.open(progress.attempt, timeout_s))
 
     return Backend(), ABackend()
 

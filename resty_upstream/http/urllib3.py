@@ -30,6 +30,7 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 
 from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
+from resty_upstream.connectors import limit
 from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         progress = self._progress
-        _limit(self._sock, progress.bounded(self._read_s))
+        limit(self._sock, progress.bounded(self._read_s))
         count = self._file.readinto(buffer)
         if count:
             progress.answered = True
@@ -104,11 +105,6 @@ class _Reader(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def _limit(sock: Any, timeout_s: float | None) -> None:
-    if sock.gettimeout() != timeout_s:  # to set it is a system call
-        sock.settimeout(timeout_s)
 
 
 class _Timeouts(Timeout):
@@ -194,7 +190,7 @@ class _Connection(HTTPConnection):
             progress, _, write_s = self._sending
             progress.sent = True
             for piece in (data,) if len(data) <= _PIECE else _pieces(data):
-                _limit(self.sock, write_s)
+                limit(self.sock, write_s)
                 super().send(piece)
         except Exception:
             self._failed = True
