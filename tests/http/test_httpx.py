@@ -15,11 +15,13 @@ from typing import Any
 
 import httpx2
 import pytest
+import trio
 import trustme
 
 from resty_upstream import NoHostAvailable, Upstream
 from resty_upstream.contrib.httpx import AsyncUpstreamTransport, UpstreamTransport
 from tests.e2e.processes import Ports, Process, python, wait_until
+from tests.helpers import refusing
 from tests.http.server import Server
 
 
@@ -201,6 +203,33 @@ def test_names_without_end_are_not_kept(authority: trustme.CA) -> None:
         for number in range(150):
             assert client.get(f"https://n{number}.users.internal/").status_code == 200
         assert secure.open_connections <= 130
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("name", ["httpx2", "httpx"])
+def test_it_works_on_trio_too(name: str, tls: bool, authority: trustme.CA) -> None:
+    """The next host after one that refuses, connections that are kept, and a read that takes too long."""
+    hx = importlib.import_module(name)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("users.internal").configure_cert(context)
+
+    async def ask() -> list[str]:
+        transport = AsyncUpstreamTransport(upstream, verify=trusted)
+        async with hx.AsyncClient(transport=transport, base_url="http://users.internal") as client:
+            answers = [await client.get("/") for _ in range(4)]
+            with pytest.raises(NoHostAvailable):
+                await client.get("/hang")
+            return [answer.extensions["upstream"].host.id for answer in answers]
+
+    with refusing() as dead, Server("a", tls=context if tls else None) as alive:
+        hosts = {"dead": dead, "a": {"host": "127.0.0.1", "port": alive.port}}
+        pools = {"p": {"max_fails": 0, "ssl": tls, "read_timeout": "300ms", "hosts": hosts}}
+        upstream = Upstream("memory://", pools=pools)
+        assert trio.run(ask) == ["a"] * 4
+        assert alive.accepted <= 3
+        assert upstream.get_pools()["p"]["hosts"]["dead"]["failcount"] > 0
 
 
 @pytest.mark.parametrize("name", ["httpx2", "httpx"])
