@@ -187,7 +187,7 @@ def streams(core: Any, heard: Callable[[], Progress]) -> tuple[Any, Any]:
             progress = heard()
             try:
                 limit(self._sock, progress.bounded(timeout))
-                data = self._sock.recv(max_bytes)
+                data: bytes = self._sock.recv(max_bytes)
             except OSError as error:
                 raise _kind(error, core.ReadTimeout, core.ReadError)(str(error)) from error
             if data:
@@ -195,13 +195,19 @@ def streams(core: Any, heard: Callable[[], Progress]) -> tuple[Any, Any]:
             return data
 
         def write(self, buffer: bytes, timeout: float | None = None) -> None:
-            left = memoryview(buffer)
+            if not buffer:
+                return
             try:
-                while left:
-                    limit(self._sock, timeout)
-                    left = left[self._sock.send(left) :]
+                limit(self._sock, timeout)
+                sent = self._sock.send(buffer)
+                if sent < len(buffer):
+                    self._write_rest(memoryview(buffer)[sent:])
             except OSError as error:
                 raise _kind(error, core.WriteTimeout, core.WriteError)(str(error)) from error
+
+        def _write_rest(self, left: memoryview) -> None:
+            while left:
+                left = left[self._sock.send(left) :]
 
         def start_tls(
             self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None

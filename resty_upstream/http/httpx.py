@@ -113,7 +113,7 @@ def _none_available(hx: Any) -> Any:
 
 def _network(core: Any) -> tuple[Any, Any]:
     """Network back ends that note in the progress of the request what happens."""
-    opened, aopened = streams(core, lambda: _progress.get(_NOBODYS))
+    opened, aopened = streams(core, functools.partial(_progress.get, _NOBODYS))
 
     class Backend(core.SyncBackend):  # type: ignore[misc]
         def connect_tcp(self, *_address: Any, timeout: float, **_options: Any) -> Any:
