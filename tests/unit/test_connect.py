@@ -43,10 +43,10 @@ TIMEOUT_MS = 100
 PEM = Path(__file__).with_name("service.test.pem")
 
 
-def live(*peers: dict[str, Any], **options: Any) -> Upstream:
+def live(*peers: dict[str, Any], timeout_ms: int = TIMEOUT_MS, **options: Any) -> Upstream:
     """An upstream on real time with a pool for each peer, to be tried in this order; one failure takes down."""
     pools = {
-        f"p{n}": {"priority": n, "max_fails": 1, "timeout": TIMEOUT_MS, "hosts": {"h": peer}}
+        f"p{n}": {"priority": n, "max_fails": 1, "timeout": timeout_ms, "hosts": {"h": peer}}
         for n, peer in enumerate(peers)
     }
     upstream = Upstream(MemoryStore(), **options)
@@ -235,7 +235,7 @@ def test_all_addresses_of_a_name_are_tried_in_one_attempt(
 ) -> None:
     with bad() as dead:
         resolver.names["many.test"] = [address_of(dead), address_of(start_peer().options)]
-        upstream = live({"host": "many.test"})
+        upstream = live({"host": "many.test"}, timeout_ms=1000)
         assert connect_by(mode, upstream) == "p0"
     assert is_up(upstream)
 
