@@ -143,6 +143,7 @@ class Chaos:
         self._let_go_on(all_of_them=True)
 
 
+@pytest.mark.timeout(CHAOS_S + 120)
 def test_checks_go_on_while_those_who_check_are_killed_and_stopped(start_checked: StartSite) -> None:
     """Never longer than three intervals without a check, never two at once, and all workers agree on the state."""
     seed = random.randrange(1_000_000)
@@ -187,6 +188,7 @@ def assert_all_agree(site: CheckedSite) -> None:
             assert seen == before, f"worker {worker}"
 
 
+@pytest.mark.timeout(CHAOS_S + 120)
 def test_a_host_that_flaps_every_second_harms_nobody(start_checked: StartSite) -> None:
     """No call fails while the other is up; few transitions, each of which is one event and one record."""
     site = start_checked(
