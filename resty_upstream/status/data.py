@@ -316,6 +316,6 @@ def quantile(buckets: Sequence[int], part: float) -> float:
     for number, (count, bound) in enumerate(zip(buckets, BOUNDS_S, strict=False)):
         if count and below + count >= rank:
             start = BOUNDS_S[number - 1] if number else 0.0
-            return start + (bound - start) * (rank - below) / count
+            return min(bound, start + (bound - start) * (rank - below) / count)
         below += count
     return BOUNDS_S[-1]

@@ -25,7 +25,7 @@ def test_workers_serve_and_have_the_store_open_before_the_first_request(
     with start(installed, port) as gunicorn:
         wait_until(installed.store.exists, f"the store is there; it printed:\n{gunicorn.printed()}")
         wait_until_answers(gunicorn, port, "/healthz")
-        assert len(workers_of(gunicorn)) == 2
+        wait_until(lambda: len(workers_of(gunicorn)) == 2, "both workers have begun")
         assert ask(port)["host"] == "a"
         assert installed.store.parent.stat().st_mode & 0o777 == 0o700
 
