@@ -13,8 +13,10 @@ from resty_upstream.counts import BOUNDS_S, HostCounts, UpstreamCounts
 from resty_upstream.errors import StoreError
 from resty_upstream.health.results import CHECKER_LEASE
 from resty_upstream.history import Transition
-from resty_upstream.model import Host, Pool, Pools, changed_options
+from resty_upstream.model import Host, Pool, Pools, changed_options, record_key
+from resty_upstream.replica import Known
 from resty_upstream.selection import HostReason, PoolReason
+from resty_upstream.state import done_by_hand
 from resty_upstream.upstream import Upstream
 
 T = TypeVar("T")
@@ -148,7 +150,7 @@ class _Seen(NamedTuple):
     """What is looked up for each host."""
 
     now: float
-    plain: dict[str, dict[str, Any]]
+    known: Known
     counts: UpstreamCounts
     declared: Pools
     failures: Mapping[tuple[str, str], Transition]
@@ -158,7 +160,7 @@ class _Seen(NamedTuple):
 
 def _upstream(name: str, upstream: Upstream) -> UpstreamStatus:
     explanation = upstream.context().explain()  # as for a request that knows nothing
-    plain = upstream.get_pools()
+    known = upstream.replica.look()
     declared = _or(upstream.replica.declared or (), lambda: _declared(upstream))
     transitions: Sequence[Transition] = _or((), upstream.history)
     checker = (
@@ -166,7 +168,7 @@ def _upstream(name: str, upstream: Upstream) -> UpstreamStatus:
     )
     failures = {(each.pool, each.host): each for each in transitions if each.after == "failed"}
     counts = upstream.counts()
-    seen = _Seen(upstream.now(), plain, counts, declared, failures, bool(checker))
+    seen = _Seen(upstream.now(), known, counts, declared, failures, bool(checker))
     return UpstreamStatus(
         id=upstream.id,
         name=name,
@@ -221,11 +223,14 @@ def _pool(seen: _Seen, pool: PoolReason) -> PoolStatus:
 
 def _host(seen: _Seen, pool: PoolReason, host: HostReason, declared: Host | None, weights: _Weights) -> HostStatus:
     pool_id, host_id = pool.pool.id, host.host.id
-    plain = seen.plain.get(pool_id, {}).get("hosts", {}).get(host_id, {})  # of a moment later
+    key = record_key(pool_id, host_id)
     counts = seen.counts.hosts.get((pool_id, host_id))
     checked = pool.pool.check_of(host.host) is not None
     failure = seen.failures.get((pool_id, host_id))
+    last_check = seen.known.checks.get(key) if checked else None
     state = host.state
+    later = seen.known.states.get(key, state)
+    by_hand = done_by_hand(host.host, later)
     failing = state.failed or state.failcount > 0
     return HostStatus(
         id=host_id,
@@ -235,16 +240,16 @@ def _host(seen: _Seen, pool: PoolReason, host: HostReason, declared: Host | None
         share_of_pool=host.share,
         weight=host.host.weight,
         why=host.reason,
-        by_hand=plain.get("reason", ""),
-        by=plain.get("by", ""),
-        until=plain.get("until", 0),
-        failcount=plain.get("failcount", state.failcount),
+        by_hand=by_hand.get("reason", ""),
+        by=by_hand.get("by", ""),
+        until=by_hand.get("until", 0),
+        failcount=later.failcount,
         last_failure=state.lastfail if failing else failure.at if failure else 0,
         last_failure_reason=state.reason if failing else failure.reason if failure else "",
         probe_in_s=max(0.0, state.due_at - seen.now) if state.failed and not (checked and seen.checking) else None,
         checked=checked,
-        last_check=plain.get("last_check", 0),
-        last_result=plain.get("last_result", ""),
+        last_check=last_check.wall if last_check else 0,
+        last_result=str(last_check.result) if last_check else "",
         requests=_requests(counts) if counts else 0,
         errors=sum(counts.failures.values()) if counts else 0,
         in_flight=counts.in_flight if counts else 0,
