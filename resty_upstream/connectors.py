@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import socket
 import sys
 import time
@@ -338,6 +339,13 @@ def limit(sock: Any, timeout_s: float | None) -> None:
     """Have what a socket does next take no longer."""
     if sock.gettimeout() != timeout_s:  # to set it is a system call
         sock.settimeout(timeout_s)
+
+
+def is_readable(sock: Any) -> bool:
+    """Whether something came on an open socket, or its end did, without waiting for it."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _dial_address(address: Address, timeout_s: float) -> socket.socket:

@@ -6,7 +6,6 @@ on accepting connections for a process that hangs.
 
 from __future__ import annotations
 
-import select
 import socket
 import time
 from typing import Any, Final
@@ -16,7 +15,7 @@ from pymemcache.exceptions import MemcacheClientError  # type: ignore[import-unt
 
 from resty_upstream import Attempt, RequestContext, Upstream
 from resty_upstream.attempts import BadAnswer
-from resty_upstream.connectors import find
+from resty_upstream.connectors import find, is_readable
 
 _dial: Final = find(None)
 _LONGEST: Final = 1024  # bytes of a line of memcached's that says nothing of values
@@ -113,11 +112,8 @@ class UpstreamClient(Client):  # type: ignore[misc]  # which has no types
 
     def _notice(self) -> None:
         """Close a connection on which something came unasked: its end, or the error of a command without reply."""
-        if self.sock is not None:
-            poll = select.poll()
-            poll.register(self.sock, select.POLLIN)
-            if poll.poll(0):
-                self.close()
+        if self.sock is not None and is_readable(self.sock):
+            self.close()
 
 
 def _expect_version(sock: socket.socket, deadline: float) -> None:

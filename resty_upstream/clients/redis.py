@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import select
 import socket
 import sys
 import time
@@ -36,7 +35,7 @@ from redis.exceptions import (
 from resty_upstream import Attempt, NoHostAvailable, RequestContext, Upstream
 from resty_upstream.aconnectors import connect_socket, streams_of
 from resty_upstream.attempts import BadAnswer
-from resty_upstream.connectors import find
+from resty_upstream.connectors import find, is_readable
 
 Address = tuple[str, int]
 
@@ -362,9 +361,7 @@ def _pool_options(
 
 async def _notice(writer: asyncio.StreamWriter) -> None:
     """Let the event loop see what came on an idle connection, as its end: the pool asks next."""
-    poll = select.poll()
-    poll.register(writer.get_extra_info("socket"), select.POLLIN)
-    if poll.poll(0):
+    if is_readable(writer.get_extra_info("socket")):
         for _ in range(3):  # to read, to be told of a reset, to pass it on
             await asyncio.sleep(0)
 

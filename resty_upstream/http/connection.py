@@ -7,7 +7,6 @@ each and go through the event loop once more for a write: that costs more than a
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resty_upstream.aconnectors import open_socket, shake_hands, transport_of
 from resty_upstream.attempts import Attempt
-from resty_upstream.connectors import dial, limit
+from resty_upstream.connectors import dial, is_readable, limit
 
 if TYPE_CHECKING:
     from resty_upstream.http.exchange import Progress
@@ -103,7 +102,7 @@ class Connection(asyncio.Protocol):
         """Whether the host sent anything, or closed it."""
         if self._received or self._is_over or self._transport.is_closing():
             return True
-        return _is_readable(self.about("socket"))  # the event loop may not have seen it yet
+        return is_readable(self.about("socket"))  # the event loop may not have seen it yet
 
     def about(self, name: str) -> Any:
         """See ``asyncio.BaseTransport.get_extra_info``."""
@@ -280,7 +279,7 @@ def streams(core: Any, heard: Callable[[], Progress]) -> tuple[Any, Any]:
 
 def _about(sock: socket.socket, info: str) -> Any:
     if info == "is_readable":
-        return _is_readable(sock)
+        return sock.fileno() < 0 or is_readable(sock)
     if info == "ssl_object":
         return sock if isinstance(sock, ssl.SSLSocket) else None
     if info == "client_addr":
@@ -288,15 +287,6 @@ def _about(sock: socket.socket, info: str) -> Any:
     if info == "server_addr":
         return sock.getpeername()
     return sock if info == "socket" else None
-
-
-def _is_readable(sock: socket.socket) -> bool:
-    """Whether the host sent anything, or closed it; or we did."""
-    if sock.fileno() < 0:
-        return True
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 _INFOS: Final = {"client_addr": "sockname", "server_addr": "peername"}
