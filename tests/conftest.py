@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from resty_upstream.testing import FakeClock
+from tests.e2e.processes import Ports
 from tests.helpers import Peer
 
 settings.register_profile(
@@ -40,6 +41,14 @@ def anyio_backend() -> str:
 def clock() -> FakeClock:
     """Time that stands still until it is told to move."""
     return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def ports() -> Iterator[Ports]:
+    """Loopback ports that stay ours."""
+    ports = Ports()
+    yield ports
+    ports.release()
 
 
 @pytest.fixture

@@ -20,14 +20,6 @@ from tests.helpers import Peer
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def ports() -> Iterator[Ports]:
-    """Loopback ports that stay ours."""
-    ports = Ports()
-    yield ports
-    ports.release()
-
-
 @pytest.fixture
 def start_host(tmp_path: Path, ports: Ports) -> Iterator[Callable[..., MailHost]]:
     """Starts a mail server that is ended when the test is over."""

@@ -12,14 +12,6 @@ from tests.e2e.processes import Ports
 from tests.e2e.site import Site
 
 
-@pytest.fixture(scope="session")
-def ports() -> Iterator[Ports]:
-    """Loopback ports that stay ours."""
-    ports = Ports()
-    yield ports
-    ports.release()
-
-
 @pytest.fixture
 def start_site(ports: Ports, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     """Starts a :class:`Site` that is ended when the test is over."""

@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -102,13 +102,6 @@ class Place:
         assert done.returncode == 0, done.stdout + done.stderr
         assert not done.stderr, done.stderr
         return done.stdout
-
-
-@pytest.fixture(scope="module")
-def ports() -> Iterator[Ports]:
-    ports = Ports()
-    yield ports
-    ports.release()
 
 
 def test_the_programs_are_found() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 import zlib
@@ -13,8 +12,9 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
+from tests.browser import chromium
 from tests.e2e.processes import ROOT, python
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -137,12 +137,8 @@ def test_the_film_starts_and_ends_with_all_hosts_up(pictures: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    command = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert command, "the tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=command, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 # For each part of the time, the first frame that does not lie above the window

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.status.asgi import StatusApp
+from tests.browser import chromium
 from tests.helpers import WAIT_S, Peer
 from tests.status.conftest import HOSTILE, TOKEN, VIEW_TOKEN, Site, serving_asgi
 
@@ -30,15 +30,11 @@ window.alert = () => window.seen.push("alert");
 """
 
 
-@pytest.fixture(scope="module")  # as long as it runs, no other event loop can in this thread
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """The Chromium of the system."""
-    command = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert command, "the tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=command, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 Open = Callable[..., Page]
@@ -370,6 +366,16 @@ def test_a_form_without_its_field_is_refused(open_page: Open, site: Site, upstre
     assert upstream.get_pools()["primary"]["hosts"]["a"]["up"]
 
 
+def take_a_down_by_its_form(page: Page) -> None:
+    """Confirm it, at first with an end that is none."""
+    page.get_by_label("Until").fill("soon")
+    page.get_by_role("button", name="Take down").click()
+    expect(page.get_by_role("alert")).to_contain_text("until must be")
+    page.get_by_label("Until").fill("1h")
+    page.get_by_role("button", name="Take down").click()
+    expect(state(page, "a")).to_have_text("down")
+
+
 def test_everything_works_without_script(open_page: Open, site: Site, upstream: Upstream) -> None:
     page = open_page(site, java_script_enabled=False)
     assert page.locator("#tools").is_hidden()
@@ -377,12 +383,7 @@ def test_everything_works_without_script(open_page: Open, site: Site, upstream: 
     row(page, "a").get_by_role("link", name="Take down").click()
     expect(page.get_by_role("heading")).to_have_text("Take a down?")
     expect(page.locator(".consequence")).to_contain_text("Remaining capacity")
-    page.get_by_label("Until").fill("soon")
-    page.get_by_role("button", name="Take down").click()
-    expect(page.get_by_role("alert")).to_contain_text("until must be")
-    page.get_by_label("Until").fill("1h")
-    page.get_by_role("button", name="Take down").click()
-    expect(state(page, "a")).to_have_text("down")
+    take_a_down_by_its_form(page)
     assert not upstream.get_pools()["primary"]["hosts"]["a"]["up"]
 
 
