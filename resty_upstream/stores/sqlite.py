@@ -52,6 +52,7 @@ _CHECKPOINT_PAGES: Final = 1000  # SQLite's own default
 _HURRIED_COMMITS: Final = 300  # some two pages each
 _LOG_BYTES: Final = 4 << 20  # what a log that was emptied is cut to
 _MOST_LOG_BYTES: Final = 8 << 20
+_CHECKPOINT_S: Final = 0.5  # that a commit waits, at most, for who empties a log of more than that
 _REPAIRS: Final = 6
 _CONTENT: Final = {
     "config": "SELECT ns, data, 0 FROM config",
@@ -431,6 +432,9 @@ class SqliteStore:
         """Have a thread that can wait for the disk empty the log, unless commits come faster than it can."""
         with contextlib.suppress(OSError, sqlite3.Error):  # what called is committed, whatever becomes of this
             if os.path.getsize(self.path + "-wal") > _MOST_LOG_BYTES:
+                # A thread that is at it already keeps others from it, and may get no processor while commits do.
+                if self._checkpoint_lock.acquire(timeout=_CHECKPOINT_S):
+                    self._checkpoint_lock.release()
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)")
                 return
         if self._checkpoint_lock.acquire(blocking=False):

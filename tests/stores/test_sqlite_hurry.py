@@ -80,6 +80,39 @@ def test_the_log_stays_small_however_fast_commits_come(store: SqliteStore, path:
     wait_until(lambda: not store._checkpoint_lock.locked(), "the last thread has ended")
 
 
+def test_a_log_that_is_too_large_gives_the_thread_its_turn(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gets no processor in the middle of its work would keep all others from it, too."""
+    wanted, original = threading.Event(), SqliteStore._checkpoint
+
+    class Watched:
+        """The lock that the thread has, which notes when somebody waits for it."""
+
+        lock = store._checkpoint_lock
+        locked, release = lock.locked, lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if timeout > 0:
+                wanted.set()
+            return self.lock.acquire(blocking, timeout)
+
+    def starving(self: SqliteStore) -> None:
+        wanted.wait()
+        original(self)
+
+    monkeypatch.setattr(SqliteStore, "_checkpoint", starving)
+    monkeypatch.setattr(store, "_checkpoint_lock", Watched())
+    while not store._checkpoint_lock.locked():
+        store.transact("a", add_one("n"), wait_s=0)
+    assert not wanted.is_set()
+    monkeypatch.setattr("resty_upstream.stores.sqlite._MOST_LOG_BYTES", 0)
+    for _ in range(700):
+        store.transact("a", add_one("n"), wait_s=0)
+    assert wanted.is_set()
+    wait_until(lambda: not store._checkpoint_lock.locked(), "the thread has ended")
+
+
 def test_forks_while_a_thread_empties_the_log_harm_nobody(path: str, worker: Worker) -> None:
     """No connection of it crosses a fork either."""
     worker.run(
