@@ -101,67 +101,46 @@ class Attempt:
     So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
     """
 
-    __slots__ = (
-        "_attempts",
-        "_earlier",
-        "_flight",
-        "_handled",
-        "_prober",
-        "_row",
-        "began",
-        "bounded",
-        "duration_s",
-        "error",
-        "host",
-        "last_resort",
-        "outcome",
-        "pool",
-        "target",
-        "timeout_s",
-    )
-
+    # What is as here at first is not stored in each: most requests are over without a change of it.
+    target: Target
+    began: float
+    """When it began, on the store's clock."""
+    last_resort = False
+    outcome: Outcome = ""
+    """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
+    error: BaseException | None = None
+    duration_s = 0.0
+    bounded = False
+    """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
+    _prober = ""
+    _earlier: tuple[Attempt, ...] = ()
     _flight: Flight
     """In pools that ask for the load."""
     _row: Row
     """Where it is counted; the one that it was begun in, to the end."""
-    pool: Pool
-    host: Host
-    began: float
-    """When it began, on the store's clock."""
-    timeout_s: float
-    """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
-    last_resort: bool
-    outcome: Outcome
-    """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
-    error: BaseException | None
-    duration_s: float
-    bounded: bool
-    """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
 
-    def __init__(
-        self,
-        attempts: Attempts,
-        target: Target,
-        began: float,
-        left_s: float,
-        prober: str = "",
-        last_resort: bool = False,
-    ) -> None:
+    def __init__(self, attempts: Attempts, target: Target, began: float, left_s: float) -> None:
         self._attempts = attempts
-        self.began = began
-        self._prober = prober
         self.target = target
-        self.last_resort = last_resort
-        self.pool = target.pool
-        self.host = target.host
-        self.timeout_s = target.timeout_s if target.timeout_s < left_s else left_s
-        self.outcome = ""
-        self.error = None
-        self.duration_s = 0.0
-        self.bounded = False
-        self._earlier: tuple[Attempt, ...] = ()
+        self.began = began
+        self._left_s = left_s
         if target.load is not None:
             self._flight = Flight(target.load)
+
+    @property
+    def pool(self) -> Pool:
+        """In which the host is."""
+        return self.target.pool
+
+    @property
+    def host(self) -> Host:
+        """Which is tried."""
+        return self.target.host
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
+        return min(self.target.timeout_s, self._left_s)
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
@@ -169,16 +148,13 @@ class Attempt:
     def __getstate__(self) -> dict[str, Any]:
         """For pickles and copies, as of an error that leaves a process: what happened, and no machinery."""
         state = {name: getattr(self, name) for name in _RECORDED}
+        state["target"] = _Past(self.pool, self.host, self.timeout_s)
         error = self.error
         if error is not None and (
             type(error).__module__ not in _PICKLABLE or isinstance(error, BaseExceptionGroup) or error.__dict__
         ):
             state["error"] = UpstreamError(_brief(self.error))
         return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
 
     @property
     def info(self) -> Info:
@@ -196,7 +172,7 @@ class Attempt:
         # No other thread gets in between reading and adding, as nothing is called there. Without the GIL, of two
         # that meet one is lost: sums are a little low then, never high; what is under way may be off by a few.
         row.cells[BEGUN] += 1.0
-        return self.host
+        return self.target.host
 
     def __exit__(
         self,
@@ -206,22 +182,21 @@ class Attempt:
     ) -> bool:
         attempts = self._attempts
         del self._attempts  # which keeps a log of attempts: a cycle would wait for the garbage collector
-        now = attempts.now()
+        upstream = attempts.context.upstream
+        now = upstream.now()
         self.duration_s = duration_s = now - self.began
         if error is None:
             row = self._row
             if row.ours[0]:
                 cells = row.cells
-                cells[BUCKETS + bisect_left(BOUNDS_S, duration_s)] += 1.0
+                cells[bisect_left(BOUNDS_S, duration_s) + BUCKETS] += 1.0
                 cells[SECONDS] += duration_s
             self.outcome = "ok"
             attempts.done = True
             if not self.target.quiet:
                 self._succeeded(attempts, now)
-            goes_on = False
-        else:
-            goes_on = self._failed(attempts, error, now)
-        listeners = attempts.context.upstream.listeners
+        goes_on = error is not None and self._failed(attempts, error, now)
+        listeners = upstream.listeners
         if listeners.hear_attempts:
             listeners.tell("attempt", self)
         return goes_on
@@ -317,9 +292,17 @@ def _outlier(load: Load, rule: OutlierDetection, now: float) -> str:
     return f"success rate {rate:.0f}% of {requests} requests"
 
 
-_RECORDED: Final = ("pool", "host", "timeout_s", "last_resort", "outcome", "error", "duration_s")
+_RECORDED: Final = ("_left_s", "last_resort", "outcome", "error", "duration_s")
 # Modules whose exceptions come back from a pickle; those of others may not.
 _PICKLABLE: Final = frozenset({"builtins", "socket", "ssl"})
+
+
+class _Past(NamedTuple):
+    """What is recorded of a target."""
+
+    pool: Pool
+    host: Host
+    timeout_s: float
 
 
 class Attempts(Iterator[Attempt]):
@@ -329,29 +312,19 @@ class Attempts(Iterator[Attempt]):
         failure is its cause.
     """
 
-    __slots__ = (
-        "_choices",
-        "_deadline",
-        "_key",
-        "_snapshot",
-        "answered_badly",
-        "context",
-        "done",
-        "log",
-        "now",
-    )
-
+    # As in Attempt: stored in each is what differs.
+    done = False
+    answered_badly = False
+    _key: Key | None = None
+    _choices: Iterator[Choice] | None = None
     _deadline: float
     _snapshot: Snapshot
 
-    def __init__(self, context: RequestContext, key: Key | None) -> None:
+    def __init__(self, context: RequestContext, key: Key | None = None) -> None:
         self.context = context
-        self.now = context.upstream.now
         self.log: list[Attempt] = []
-        self._key = key
-        self.done = False
-        self.answered_badly = False
-        self._choices: Iterator[Choice] | None = None
+        if key is not None:
+            self._key = key
 
     def __iter__(self) -> Self:
         return self
@@ -360,6 +333,10 @@ class Attempts(Iterator[Attempt]):
         attempt = self._another() if self.log or self.done else self._first()
         self.log.append(attempt)
         return attempt
+
+    def now(self) -> float:
+        """By the store's clock, as all times of attempts."""
+        return self.context.upstream.now()
 
     def succeeded(self, _target: Target, flight: Flight) -> None:
         """An attempt at a host whose load is of interest is over."""
@@ -373,7 +350,7 @@ class Attempts(Iterator[Attempt]):
         context = self.context
         upstream = context.upstream
         self._snapshot = snapshot = upstream.replica.snapshot()
-        now = self.now()  # after the snapshot: the first one of all may bring hosts into being
+        now = upstream.now()  # after the snapshot: the first one of all may bring hosts into being
         total_s = upstream.total_timeout_s
         self._deadline = now + total_s
         if context.began is None:
@@ -400,7 +377,8 @@ class Attempts(Iterator[Attempt]):
         choice = next(self._choices, None) if left_s > 0 else None
         if choice is None:
             self._give_up(deadline_over=left_s <= 0)
-        attempt = Attempt(self, choice.target, now, left_s, choice.prober, choice.last_resort)
+        attempt = Attempt(self, choice.target, now, left_s)
+        attempt._prober, attempt.last_resort = choice.prober, choice.last_resort
         attempt._earlier = tuple(self.log)
         row = self.context.upstream.replica.count_at(choice.target)
         if self.log:
@@ -416,7 +394,7 @@ class Attempts(Iterator[Attempt]):
             # Not a method of this object, which keeps the choices: a cycle would wait for the garbage collector.
             key=self.context.key if key is None else lambda _pool: key,
             tried=tried | self.context.excluded(self._snapshot),
-            now=self.now,
+            now=upstream.now,
             claim=upstream.replica.claim,
             last_resort=upstream.last_resort,
             session=self.context.host_of_session,
@@ -447,8 +425,6 @@ class Attempts(Iterator[Attempt]):
 
 class Connecting(Attempts):
     """The attempts of ``connect`` and ``aconnect``."""
-
-    __slots__ = ()
 
     def succeeded(self, target: Target, flight: Flight) -> None:
         """What was connected is used from now on."""

@@ -12,9 +12,10 @@ import functools
 import math
 import select
 import ssl
-import time
-from collections.abc import Awaitable, Collection, Coroutine
+from collections.abc import Collection, Coroutine
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp import hdrs
@@ -25,7 +26,7 @@ from aiohttp.http import HttpProcessingError
 from resty_upstream.aconnectors import open_socket, transport_of
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
-from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
@@ -55,47 +56,6 @@ class _NoHostAvailable(aiohttp.ClientConnectionError, NoHostAvailable):
 _NoHostAvailable.__name__ = _NoHostAvailable.__qualname__ = "NoHostAvailable"
 
 
-# ── what the middleware and the connector tell each other ─────────────────────────────────────
-
-
-class _Sending:
-    """A request on its way to a host."""
-
-    __slots__ = ("afresh", "attempt", "began", "exchange", "protocol")
-
-    def __init__(self, exchange: Exchange, attempt: Attempt) -> None:
-        self.exchange = exchange
-        self.attempt = attempt
-        self.began = False
-        """Whether the connector was asked."""
-        self.afresh = False
-        """Whether it needs a new connection."""
-        self.protocol: _Protocol | None = None
-
-    def judged_timeout(self, error: TimeoutError) -> Exception:
-        """What to raise inside the attempt."""
-        if self.began and isinstance(error, aiohttp.ConnectionTimeoutError):
-            return self.exchange.judged(self.attempt, error)
-        protocol = self.protocol
-        if protocol is None or not isinstance(error, aiohttp.SocketTimeoutError):
-            return Excused(error)  # `total` of the session, or what another middleware says
-        if not protocol.is_awaited:
-            return Excused(error)  # a body that takes its time, and a host that takes all that comes
-        return self.exchange.judged(self.attempt, error, timed_out=True)
-
-    def is_of_network(self, error: Exception) -> bool:
-        """Whether an error says something about the host; else it is of the caller's body, say."""
-        cause = error.__cause__
-        if not self.began:
-            return False
-        if isinstance(error, aiohttp.ClientResponseError):
-            return isinstance(cause, HttpProcessingError)
-        if type(error) is aiohttp.ClientOSError and isinstance(cause, OSError):
-            is_lost = self.protocol is None or self.protocol.is_lost
-            return is_lost or isinstance(cause, aiohttp.ClientConnectionResetError)
-        return type(error) is not aiohttp.ClientConnectionError
-
-
 # ── connections ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -106,74 +66,81 @@ class _Protocol(ResponseHandler):
     each read would cost more than all else that is done here.
     """
 
-    progress: Progress
-    pool: Pool
-    """Of its last request."""
+    progress: Progress = NOBODYS
+    """Of the request that is sent on it."""
+    _read_s = math.inf
+    """What one read of that may take."""
     content: aiohttp.StreamReader | None = None
     """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
+    _alarm_at = math.inf
+    """By ``time.monotonic``, as all times in here."""
+    _since = math.inf
+    """Since when nothing has come, while it is the host's turn."""
     _is_written = False
     """Whether all of the request is."""
     _is_asked = False
     """Whether it is to say that a body may be sent."""
     _is_held = False
-    _read_s: float
-    _deadline = math.inf
-    """By ``time.monotonic``, as all times in here."""
     _alarm: asyncio.TimerHandle | None = None
-    _alarm_at = math.inf
     _poll: select.poll
 
     def is_usable(self) -> bool:
         """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
-        return self.is_connected() and not self.should_close and not self._poll.poll(0)
+        return self._since == math.inf and not self.is_lost and not self._poll.poll(0)
 
     @property
     def is_awaited(self) -> bool:
         """Whether it is the host's turn."""
         return self._is_written or self._is_asked or self.writing_paused
 
-    def begin(self, progress: Progress, read_s: float, pool: Pool, *, is_asked: bool) -> None:
+    def begin(self, progress: Progress, read_s: float, *, is_asked: bool) -> None:
         """It is used for a request.
 
         :param is_asked: whether the body has to wait for the host's permission.
         """
         self.progress = progress
-        self.pool = pool
+        self._read_s = read_s
         self._is_written = False
         self._is_asked = is_asked
-        self._read_s = read_s
-        self._wait(time.monotonic() + read_s if is_asked else math.inf)
+        if is_asked:
+            self._await_host()
+        elif progress.until < self._alarm_at:
+            self._watch()
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
         self.progress.until = math.inf
         self.content = content
         if self.upgraded:
-            self._deadline = math.inf  # a WebSocket has timeouts of its own
-        elif not self._is_held and not content.is_eof():
-            self._wait_for_host()
+            self._is_written, self._since = False, math.inf  # a WebSocket has timeouts of its own
+        elif not self._is_held and not self.is_lost and not content.is_eof():
+            self._await_host()
 
     def rest(self) -> None:
         """It is used for none any more."""
+        self.progress = NOBODYS
         self.content = None
         self._is_held = False
-        self._deadline = math.inf
+        self._is_written = True  # so that, if anything comes now, that will be seen
+        self._since = math.inf
 
     # Called by the request and the answer.
 
     def start_timeout(self) -> None:
         """All of the request is written."""
         self._is_written = True
-        self._wait(time.monotonic() + self._read_s)
-        super().start_timeout()
+        self._since = now = monotonic()
+        if now + self._read_s < self._alarm_at:
+            self._watch()
+        ResponseHandler.start_timeout(self)  # in half the time of super()
 
     def pause_reading(self) -> None:
         """It is not the host that makes us wait; ``data_received`` is called when that is over."""
         super().pause_reading()
         self._is_held = True
-        self._deadline = math.inf
+        self._since = math.inf
 
     def abort(self) -> None:
         """It is to be closed at once."""
@@ -196,48 +163,56 @@ class _Protocol(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Part of an answer, or nothing."""
-        if (data or self._is_held) and not self.upgraded:
+        if self._is_held:
+            self._is_held = False
+            if not self.upgraded:
+                self._await_host()
+        if data:
             self.progress.answered = True
-            self._is_held = self._is_asked = False
-            self._wait(time.monotonic() + self._read_s if self._is_written else math.inf)
-        super().data_received(data)
+            if self._is_written:
+                self._since = monotonic()
+            else:
+                self._is_asked, self._since = False, math.inf
+        ResponseHandler.data_received(self, data)
 
     def pause_writing(self) -> None:
         """The host takes nothing more for now."""
         super().pause_writing()
         if not self.progress.answered:
-            self._wait_for_host()
+            self._await_host()
 
     def resume_writing(self) -> None:
         """It takes more."""
         super().resume_writing()
         if not self.progress.answered:
-            self._wait_for_host()
+            self._await_host()
 
     # Time.
 
-    def _wait_for_host(self) -> None:
-        self._wait(time.monotonic() + self._read_s if self.is_awaited else math.inf)
+    def _await_host(self) -> None:
+        """Its time begins now, if it is its turn."""
+        self._since = monotonic() if self.is_awaited else math.inf
+        self._watch()
 
-    def _wait(self, deadline: float) -> None:
+    @property
+    def _deadline(self) -> float:
         """For the head of an answer no longer than all attempts may take."""
-        if self.progress.until < deadline:
-            deadline = self.progress.until
-        self._deadline = deadline
-        if deadline < self._alarm_at:
-            self._set_alarm()
+        return min(self._since + self._read_s, self.progress.until)
 
-    def _set_alarm(self) -> None:
+    def _watch(self) -> None:
+        """See to it that the alarm is not later than it may have to be."""
+        deadline = self._deadline
+        if deadline >= self._alarm_at:
+            return
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm_at = self._deadline
-        self._alarm = self._loop.call_later(self._deadline - time.monotonic(), self._look)
+        self._alarm_at = deadline
+        self._alarm = self._loop.call_later(deadline - monotonic(), self._look)
 
     def _look(self) -> None:
         self._alarm, self._alarm_at = None, math.inf
-        if self._deadline > time.monotonic() + _TICK_S:
-            if self._deadline < math.inf:
-                self._set_alarm()
+        if self._deadline > monotonic() + _TICK_S:
+            self._watch()
             return
         error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
         self.set_exception(error)
@@ -245,7 +220,8 @@ class _Protocol(ResponseHandler):
             self.content.set_exception(error)
 
     def _drop(self) -> None:
-        self._deadline = self._alarm_at = math.inf
+        self.progress, self.content = NOBODYS, None
+        self._since = self._alarm_at = math.inf
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -260,56 +236,53 @@ class _Connections:
         self._loop = loop
         self._trust = trust
         self._as_connector: Any = self
-        self._busy: set[_Protocol] = set()
+        self._all: WeakSet[_Protocol] = WeakSet()
         self._idle: dict[Key, list[tuple[_Protocol, float]]] = {}
         """With the time until which they are kept."""
         self._timer: asyncio.TimerHandle | None = None
+        self._sweep_at = math.inf
         self._closed = False
 
     async def connect(
-        self, request: ClientRequest, sending: _Sending, traces: list[Trace], limits: ClientTimeout
+        self, request: ClientRequest, exchange: Exchange, traces: list[Trace], limits: ClientTimeout
     ) -> Connection:
-        """A connection to the host of an attempt."""
-        exchange, attempt = sending.exchange, sending.attempt
+        """A connection to the host of the attempt at hand."""
+        attempt = exchange.log[-1]
         read_s = exchange.begin(attempt, limits.sock_read or None)
-        progress, sending.began = exchange.progress, True
-        host, pool = attempt.host, attempt.pool
+        progress, target = exchange.progress, attempt.target
+        host, pool = target.host, target.pool
         name, tls = "", None
         if pool.ssl or request.url.scheme in ("https", "wss"):
             name = (pool.sni_host or request.server_hostname or request.url.raw_host or "").rstrip(".")
             tls = self._tls(request.ssl, pool)
         key: Any = (host.host, host.port, name, tls)
-        protocol = None if sending.afresh else self._take(key)
+        idle = self._idle.get(key)
+        protocol = self._take(idle) if idle and not exchange.stale else None
         if protocol is None:
             progress.is_fresh = True
             for trace in traces:
                 await trace.send_connection_create_start()
             asked_s = [seconds for seconds in (limits.sock_connect, limits.connect) if seconds]
             async with asyncio.timeout(min([attempt.timeout_s, *asked_s])):
-                protocol = await self._open(attempt, name, tls)
-            self._busy.add(protocol)
+                protocol = await self._connected(attempt, name, tls)
         connection = Connection(self._as_connector, key, protocol, self._loop)
-        protocol.begin(progress, read_s, pool, is_asked=hdrs.EXPECT in request.headers)
-        sending.protocol = protocol
+        protocol.begin(progress, read_s, is_asked=hdrs.EXPECT in request.headers)
+        progress.connection = protocol
         if traces:
             await _tell(traces, connection, progress)
         progress.sent = True
         return connection
 
-    def _take(self, key: Key) -> _Protocol | None:
+    def _take(self, idle: list[tuple[_Protocol, float]]) -> _Protocol | None:
         """One that was kept alive."""
-        idle = self._idle.get(key)
         while idle:
             protocol, until = idle.pop()
-            if not idle:
-                del self._idle[key]
-            if time.monotonic() < until and protocol.is_usable():
-                self._busy.add(protocol)
+            if monotonic() < until and protocol.is_usable():
                 return protocol
             protocol.abort()
         return None
 
-    async def _open(self, attempt: Attempt, name: str, tls: Tls) -> _Protocol:
+    async def _connected(self, attempt: Attempt, name: str, tls: Tls) -> _Protocol:
         fingerprint = tls if isinstance(tls, aiohttp.Fingerprint) else None
         context = _unverified() if fingerprint else cast("ssl.SSLContext | None", tls)
         sock = await open_socket(attempt)
@@ -323,6 +296,7 @@ class _Connections:
         except BaseException:
             protocol.abort()
             raise
+        self._all.add(protocol)
         return protocol
 
     def _tls(self, asked: Tls | bool, pool: Pool) -> Tls:
@@ -335,23 +309,32 @@ class _Connections:
 
     def _release(self, key: Key, protocol: _Protocol, *, should_close: bool = False) -> None:
         """Called by a ``Connection``, of which nobody has need any more."""
-        self._busy.discard(protocol)
-        protocol.rest()
-        pool, idle = protocol.pool, self._idle.get(key)
-        keep_s = pool.keepalive_timeout / 1000
-        is_full = pool.keepalive_pool <= (0 if idle is None else len(idle))
-        if should_close or is_full or not keep_s or self._closed or protocol.should_close:
+        if should_close or self._closed or protocol.is_lost or protocol.should_close:
             protocol.abort()  # not close(), which waits for a host that takes nothing
             return
+        pool = protocol.progress.attempt.target.pool
+        idle = self._idle.get(key)
+        if pool.keepalive_pool <= (len(idle) if idle else 0) or not pool.keepalive_timeout:
+            protocol.abort()
+            return
+        protocol.rest()
         if idle is None:
             idle = self._idle[key] = []
-        idle.append((protocol, time.monotonic() + keep_s))
-        if self._timer is None:
-            self._timer = self._loop.call_later(keep_s, self._sweep)
+        until = monotonic() + pool.keepalive_timeout / 1000
+        idle.append((protocol, until))
+        if until < self._sweep_at:
+            self._sweep_by(until)
+
+    def _sweep_by(self, until: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sweep_at = until
+        self._timer = self._loop.call_later(until - monotonic(), self._sweep)
 
     def _sweep(self) -> None:
         """Close what was not used for long."""
-        now = time.monotonic()
+        self._timer, self._sweep_at = None, math.inf
+        now = monotonic() + _TICK_S
         for key, idle in list(self._idle.items()):
             for protocol, until in idle:
                 if until <= now:
@@ -360,7 +343,8 @@ class _Connections:
             if not self._idle[key]:
                 del self._idle[key]
         ends = [until for idle in self._idle.values() for _, until in idle]
-        self._timer = self._loop.call_later(min(ends) - now, self._sweep) if ends else None
+        if ends:
+            self._sweep_by(min(ends))
 
     async def close(self) -> None:
         """Close all."""
@@ -368,9 +352,8 @@ class _Connections:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        protocols = [*self._busy, *(protocol for idle in self._idle.values() for protocol, _ in idle)]
-        self._busy.clear()
         self._idle.clear()
+        protocols = list(self._all)
         ends = [end for end in (protocol.closed for protocol in protocols) if end is not None]
         for protocol in protocols:
             protocol.abort()
@@ -422,10 +405,10 @@ class UpstreamConnector(aiohttp.TCPConnector):
         self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
     ) -> Coroutine[Any, Any, Connection]:
         """Called by the session."""
-        sending: _Sending | None = req.__dict__.get(_OURS)
-        if sending is None:
+        exchange: Exchange | None = getattr(req, _OURS, None)
+        if exchange is None:
             return super().connect(req, traces, timeout)
-        return self._to_hosts.connect(req, sending, traces, timeout)
+        return self._to_hosts.connect(req, exchange, traces, timeout)
 
     async def close(self, *, abort_ssl: bool = False) -> None:
         """Close all connections."""
@@ -469,10 +452,10 @@ class UpstreamMiddleware:
         self._upstream = upstream
         self._names = None if hosts is None else frozenset(name.lower() for name in hosts)
 
-    def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> Awaitable[ClientResponse]:
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Called by the session."""
         if self._names is not None and request.url.host not in self._names:
-            return handler(request)
+            return await handler(request)
         if not isinstance(request.session.connector, UpstreamConnector):
             raise TypeError(
                 "UpstreamMiddleware needs ClientSession(connector=UpstreamConnector(), ...), "
@@ -480,33 +463,46 @@ class UpstreamMiddleware:
             )
         if request.proxy is not None:
             request.update_proxy(None, None, None)
-        return self._send(request, handler, self._upstream.current_context)
-
-    async def _send(
-        self, request: ClientRequest, handler: ClientHandlerType, context: RequestContext
-    ) -> ClientResponse:
+        context = self._upstream.current_context
         if not context.upstream.replica.is_loaded:
             await context.aload()
         body = request.body
         replayable = not body or isinstance(body, aiohttp.BytesPayload)
         exchange = Exchange(context, request.method, request.headers, replayable=replayable)
-        kept: ClientResponse | None = None
+        request._resty_upstream = exchange  # type: ignore[attr-defined]
+        kept: ClientResponse | None = None  # a bad answer, if there is no better one
         try:
             for attempt in exchange:
                 with attempt:
-                    response = await _ask(exchange, attempt, request, handler)
-                    kept, earlier = response, kept
-                    if earlier is not None:
-                        earlier.close()
-                    if exchange.is_bad(attempt, response.status, response.headers):
+                    while True:
+                        try:
+                            response = await handler(request)
+                            break
+                        except (TimeoutError, OSError, aiohttp.ClientError) as error:
+                            _raise_unless_stale(exchange, attempt, error)
+                        request.update_expect_continue()
+                    response._resty_upstream = attempt  # type: ignore[attr-defined]
+                    connection = response.connection
+                    if connection is not None and exchange.has_begun(attempt):
+                        exchange.progress.connection.receive(response.content)
+                    if attempt.target.status_codes and exchange.is_bad(attempt, response.status, response.headers):
+                        if kept is not None:
+                            kept.close()
+                        kept = response
                         raise BadAnswer(f"status {response.status}")
                 if attempt.outcome == "ok":
-                    _follow(response, exchange, attempt)
+                    if kept is not None:
+                        kept.close()
+                    if connection is not None:
+                        _follow(response, connection, exchange, attempt)
+                    elif exchange.is_pending:
+                        exchange.land()
                     return response
                 if not exchange.may_go_on():
                     if kept is None:
                         raise culprit(attempt) or aiohttp.ClientConnectionError("failed")
                     break
+                request.update_expect_continue()  # if it waits for a "100 Continue", then for another
         except NoHostAvailable as error:
             if kept is None:
                 raise _NoHostAvailable(error) from error.__cause__
@@ -525,37 +521,46 @@ class UpstreamMiddleware:
         return kept
 
 
-async def _ask(
-    exchange: Exchange, attempt: Attempt, request: ClientRequest, handler: ClientHandlerType
-) -> ClientResponse:
-    """One host's answer."""
-    sending = request.__dict__[_OURS] = _Sending(exchange, attempt)
-    while True:
-        if sending.afresh or len(exchange.log) > 1:
-            request.update_expect_continue()  # if it waits for a "100 Continue", then for another
-        try:
-            response = await handler(request)
-        except TimeoutError as error:
-            raise_judged(sending.judged_timeout(error), error)
-        except (OSError, aiohttp.ClientError) as error:
-            if not sending.is_of_network(error):
-                raise Excused(error) from error
-            if not exchange.is_stale():
-                raise_judged(exchange.judged(attempt, error), error)
-            sending.afresh = True
-        else:
-            if sending.protocol is not None and response.connection is not None:
-                sending.protocol.receive(response.content)
-            response.__dict__[_OURS] = attempt
-            return response
+def _raise_unless_stale(exchange: Exchange, attempt: Attempt, error: Exception) -> None:
+    """Raise what an error means, unless the request is to be sent to the same host once more."""
+    if isinstance(error, TimeoutError):
+        raise_judged(_judged_timeout(exchange, attempt, error), error)
+    if not _is_of_network(exchange, attempt, error):
+        raise Excused(error) from error
+    if not exchange.is_stale():
+        raise_judged(exchange.judged(attempt, error), error)
 
 
-def _follow(response: ClientResponse, exchange: Exchange, attempt: Attempt) -> None:
+def _judged_timeout(exchange: Exchange, attempt: Attempt, error: TimeoutError) -> Exception:
+    if not exchange.has_begun(attempt):
+        return Excused(error)  # what another middleware says
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return exchange.judged(attempt, error)
+    protocol: _Protocol | None = exchange.progress.connection
+    if protocol is None or not isinstance(error, aiohttp.SocketTimeoutError):
+        return Excused(error)  # `total` of the session
+    if not protocol.is_awaited:
+        return Excused(error)  # a body that takes its time, and a host that takes all that comes
+    return exchange.judged(attempt, error, timed_out=True)
+
+
+def _is_of_network(exchange: Exchange, attempt: Attempt, error: Exception) -> bool:
+    """Whether an error says something about the host; else it is of the caller's body, say."""
+    if not exchange.has_begun(attempt):
+        return False
+    cause = error.__cause__
+    if isinstance(error, aiohttp.ClientResponseError):
+        return isinstance(cause, HttpProcessingError)
+    if type(error) is aiohttp.ClientOSError and isinstance(cause, OSError):
+        protocol: _Protocol | None = exchange.progress.connection
+        is_lost = protocol is None or protocol.is_lost
+        return is_lost or isinstance(cause, aiohttp.ClientConnectionResetError)
+    return type(error) is not aiohttp.ClientConnectionError
+
+
+def _follow(response: ClientResponse, connection: Connection, exchange: Exchange, attempt: Attempt) -> None:
     """See an answer to its end."""
-    connection, content = response.connection, response.content
-    if connection is None:  # all of it came with its head
-        exchange.land()
-        return
+    content = response.content
 
     def ended() -> None:
         error = content.exception()
@@ -571,7 +576,7 @@ def upstream_of(response: ClientResponse) -> Info:
 
     :raises LookupError: for an answer that is not of an upstream.
     """
-    attempt: Attempt | None = response.__dict__.get(_OURS)
+    attempt: Attempt | None = getattr(response, _OURS, None)
     if attempt is None:
         raise LookupError(f"the answer of {response.url} is not of an upstream")
     return attempt.info

@@ -21,7 +21,8 @@ import sys
 import time
 from collections.abc import Mapping
 from random import random
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
 from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
@@ -48,6 +49,10 @@ class Progress:
     is_late = False
     """Whether the deadline was over before an answer was waited for: sending took too long."""
     attempt: Attempt
+    connection: Any = None
+    """That on which it is sent, for transports that look at it afterwards."""
+    limit: Literal["host", "deadline", "caller"] = "host"
+    """Whose limit a read is under."""
     until = math.inf
     """When the head of the answer must be there, by ``time.monotonic``."""
 
@@ -55,10 +60,14 @@ class Progress:
         """The timeout of one read: a host that sends a byte now and then is not to take for ever."""
         if self.until == math.inf:
             return timeout_s
-        left_s = self.until - time.monotonic()
+        left_s = self.until - monotonic()
         if left_s <= 0:
             self.is_late, left_s = True, 0.001
         return left_s if timeout_s is None or left_s < timeout_s else timeout_s
+
+
+NOBODYS: Final = Progress()
+"""What connections note that nobody uses."""
 
 
 class Exchange(Attempts):
@@ -68,36 +77,24 @@ class Exchange(Attempts):
     :param replayable: whether the request's body is there a second time.
     """
 
-    __slots__ = (
-        "_flight",
-        "_headers",
-        "_is_replayable",
-        "_limit",
-        "_method",
-        "_settled",
-        "_stale",
-        "_until",
-        "progress",
-    )
-
     progress: Progress
     """Of the last time that it was sent."""
 
-    _flight: Flight | None
-    _limit: Literal["host", "deadline", "caller"]
-    """Whose limit a read is under."""
+    _flight: Flight | None = None
+    _settled: Attempt | None = None
+    is_pending = False
+    """Whether there is something to say when the answer is read: :meth:`land` does."""
+    stale = 0
+    """How many connections that were kept alive turned out to be closed."""
+    _until: float | None = None
 
     def __init__(
         self, context: RequestContext, method: str, headers: Mapping[str, str], *, replayable: bool
     ) -> None:
-        super().__init__(context, None)
+        Attempts.__init__(self, context)  # in half the time of super()
         self._method = method
         self._headers = headers
         self._is_replayable = replayable
-        self._flight = None
-        self._settled: Attempt | None = None
-        self._stale = 0
-        self._until: float | None = None
 
     @property
     def _is_repeatable(self) -> bool:
@@ -110,19 +107,23 @@ class Exchange(Attempts):
 
         :param asked_s: what the caller gives it.
         """
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + self._deadline - attempt.began
+        now = monotonic()
+        until = self._until
+        if until is None:
+            self._until = until = now + self._deadline - attempt.began
             budget.note_request(now)
-        left_s = self._until - now
-        self._limit, read_s = "host", attempt.target.read_timeout_s
         self.progress = progress = Progress()
-        progress.until, progress.attempt = self._until, attempt
+        progress.until, progress.attempt = until, attempt
+        read_s, left_s = attempt.target.read_timeout_s, until - now
         if left_s < 0.99 * read_s:
-            self._limit, read_s = "deadline", max(left_s, 0.001)
+            progress.limit, read_s = "deadline", max(left_s, 0.001)
         if asked_s is not None and asked_s < 0.99 * read_s:
-            self._limit, read_s = "caller", asked_s
+            progress.limit, read_s = "caller", asked_s
         return read_s
+
+    def has_begun(self, attempt: Attempt) -> bool:
+        """Whether the attempt got as far as :meth:`begin`."""
+        return self._until is not None and self.progress.attempt is attempt
 
     def is_stale(self) -> bool:
         """Whether the request is to be sent to the same host once more, after it failed there without a timeout.
@@ -134,8 +135,8 @@ class Exchange(Attempts):
         """
         if not self._was_stale() or (self.progress.sent and not self._is_repeatable):
             return False
-        self._stale += 1
-        return self._stale <= _MOST_STALE
+        self.stale += 1
+        return self.stale <= _MOST_STALE
 
     def _was_stale(self) -> bool:
         progress = self.progress
@@ -150,19 +151,19 @@ class Exchange(Attempts):
             return error  # while connecting: it says itself what it means
         if timed_out:
             return self._judged_timeout(attempt, error)
-        if self._was_stale() and self._stale <= _MOST_STALE:
+        if self._was_stale() and self.stale <= _MOST_STALE:
             return Excused(error)
         # Who closes a connection without a word is said to do so by some clients, and to answer badly by others.
         return BadAnswer(_brief(error, attempt), kind=None if self.progress.answered else "reset")
 
     def _judged_timeout(self, attempt: Attempt, error: Exception) -> Exception:
-        if self._limit == "caller":
+        if self.progress.limit == "caller":
             return Excused(error)
         read_s = attempt.target.read_timeout_s
         took_s = self.now() - attempt.began
         # One that sends a byte now and then takes as long as it likes.
         is_ours = self.progress.is_late or took_s > 2 * (attempt.timeout_s + read_s) + 1.0
-        if self._limit == "deadline" or (is_ours and not self.progress.answered):
+        if self.progress.limit == "deadline" or (is_ours and not self.progress.answered):
             return Excused(error, next_host=True)
         return BadAnswer(f"no answer within {read_s:g} s", answered=False)
 
@@ -186,12 +187,12 @@ class Exchange(Attempts):
 
     def may_go_on(self) -> bool:
         """Whether another host may be asked: nothing was sent yet, or the request may be repeated."""
-        return not self.progress.sent or (self._is_repeatable and budget.take(time.monotonic()))
+        return not self.progress.sent or (self._is_repeatable and budget.take(monotonic()))
 
     def broke(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> None:
         """The body of the answer broke off: a failure of the host, though it is too late for another."""
         self._settled = None
-        if timed_out and self._limit != "host":
+        if timed_out and self.progress.limit != "host":
             return
         attempt.observe_failure(self.context, f"in the middle of an answer: {_brief(error, attempt)}", self.now())
 
@@ -199,14 +200,14 @@ class Exchange(Attempts):
 
     def succeeded(self, _target: Target, flight: Flight) -> None:
         """The request is under way until the answer is read."""
-        self._flight = flight
+        self._flight, self.is_pending = flight, True
 
     def settle(self, attempt: Attempt, now: float) -> None:
         """The host did well, unless the answer breaks off yet."""
         if attempt.is_probe:
             super().settle(attempt, now)  # others wait for it
         else:
-            self._settled = attempt
+            self._settled, self.is_pending = attempt, True
 
     def land(self) -> None:
         """The answer is read, or given up. May be called again."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.connection import Connection, streams
-from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from resty_upstream.context import RequestContext
@@ -113,11 +113,11 @@ def _none_available(hx: Any) -> Any:
 
 def _network(core: Any) -> tuple[Any, Any]:
     """Network back ends that note in the progress of the request what happens."""
-    opened, aopened = streams(core, functools.partial(_progress.get, _NOBODYS))
+    opened, aopened = streams(core, functools.partial(_progress.get, NOBODYS))
 
     class Backend(core.SyncBackend):  # type: ignore[misc]
         def connect_tcp(self, *_address: Any, timeout: float, **_options: Any) -> Any:
-            progress = _progress.get(_NOBODYS)
+            progress = _progress.get(NOBODYS)
             progress.is_fresh = True
             return opened(progress.attempt, timeout)
 
@@ -133,7 +133,7 @@ def _network(core: Any) -> tuple[Any, Any]:
             self.get_extra_info = inner.get_extra_info
 
         async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-            progress = _progress.get(_NOBODYS)
+            progress = _progress.get(NOBODYS)
             data: bytes = await self._inner.read(max_bytes, progress.bounded(timeout))
             if data:
                 progress.answered = True
@@ -154,7 +154,7 @@ def _network(core: Any) -> tuple[Any, Any]:
             return await connected(super().connect_unix_socket, address, timeout, options)
 
     async def connected(connect: Any, address: tuple[Any, ...], timeout_s: float, options: dict[str, Any]) -> Any:
-        progress = _progress.get(_NOBODYS)
+        progress = _progress.get(NOBODYS)
         progress.is_fresh = True
         if _get_running_loop() is None:
             return AStream(await connect(*address, timeout=timeout_s, **options))
@@ -163,7 +163,6 @@ def _network(core: Any) -> tuple[Any, Any]:
     return Backend(), ABackend()
 
 
-_NOBODYS: Final = Progress()
 _NO_TIMEOUTS: Final[dict[str, float]] = {}
 
 

@@ -54,14 +54,14 @@ class RetryBudget:
         self._reserve = per_second * window_s
         self._seconds = [_Second() for _ in range(window_s)]
         self._newest = self._seconds[0]
+        self._next_at = -math.inf
         self._lock = threading.Lock()
 
     def note_request(self, now: float) -> None:
         """There is one more request."""
-        second = self._newest
-        if not second.number <= now < second.number + 1:
-            second = self._newest = self._second(int(now))
-        second.requests += 1  # without a lock: one that is lost among threads does not matter
+        if now >= self._next_at:
+            self._newest, self._next_at = self._second(int(now)), int(now) + 1
+        self._newest.requests += 1  # without a lock: one that is lost among threads does not matter
 
     def take(self, now: float) -> bool:
         """Whether one more may be sent again; it is counted then."""

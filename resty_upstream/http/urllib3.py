@@ -31,7 +31,7 @@ from urllib3.util.ssl_ import create_urllib3_context, resolve_cert_reqs, resolve
 from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
 from resty_upstream.connectors import limit
-from resty_upstream.http.exchange import Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
@@ -61,7 +61,7 @@ class _Sending(NamedTuple):
     """How long each write may take."""
 
 
-_NOBODYS: Final = _Sending(Progress(), "", None)
+_NOBODYS: Final = _Sending(NOBODYS, "", None)
 _sending: ContextVar[_Sending] = ContextVar("resty_upstream.http.urllib3", default=_NOBODYS)
 
 
