@@ -38,6 +38,8 @@ class Client(Protocol):
 
     error: type[Exception] | tuple[type[Exception], ...]
     """What it raises when the network fails."""
+    late: type[Exception]
+    """What it raises when a body stalls."""
 
     def request(
         self,
@@ -57,6 +59,7 @@ class AsyncClient:
     """A client of asyncio, whose event loop runs while something is asked for."""
 
     error: type[Exception] | tuple[type[Exception], ...]
+    late: type[Exception]
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self.run = runner.run
@@ -94,7 +97,8 @@ Opened = Callable[..., contextlib.AbstractContextManager[Client]]
 
 class _Httpx:
     def __init__(self, name: str, client: Any) -> None:
-        self.error = importlib.import_module(name).TransportError
+        hx = importlib.import_module(name)
+        self.error, self.late = hx.TransportError, hx.ReadTimeout
         self._client = client
 
     def request(
@@ -131,7 +135,8 @@ def _base(verify: ssl.SSLContext | None) -> str:
 class _AsyncHttpx(AsyncClient):
     def __init__(self, name: str, client: Any, runner: asyncio.Runner) -> None:
         super().__init__(runner)
-        self.error = importlib.import_module(name).TransportError
+        hx = importlib.import_module(name)
+        self.error, self.late = hx.TransportError, hx.ReadTimeout
         self._client = client
 
     async def arequest(

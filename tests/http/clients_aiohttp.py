@@ -17,6 +17,7 @@ from tests.http.clients import NAME, AsyncClient, Reply, async_body
 
 class _Aiohttp(AsyncClient):
     error = (aiohttp.ClientError, TimeoutError)
+    late = aiohttp.SocketTimeoutError
 
     def __init__(self, session: aiohttp.ClientSession, base: str, runner: asyncio.Runner) -> None:
         super().__init__(runner)

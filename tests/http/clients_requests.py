@@ -22,6 +22,7 @@ class RequestsClient:
     """A session with the adapter mounted."""
 
     error = requests.RequestException
+    late = requests.ConnectionError  # by which it says so once a body has begun
 
     def __init__(self, session: requests.Session, base: str) -> None:
         self.session = session
@@ -75,6 +76,7 @@ class Urllib3Client:
     """The manager."""
 
     error = urllib3.exceptions.HTTPError
+    late = urllib3.exceptions.ReadTimeoutError
 
     def __init__(self, manager: UpstreamPoolManager, base: str) -> None:
         self.manager = manager

@@ -204,6 +204,13 @@ class Server:
             self._answer_hang(connection, request)
         raise Reset if how == "reset" else Closed
 
+    def _answer_trickle(self, connection: socket.socket, request: Received, size: str) -> None:
+        """The body comes a byte now and then."""
+        connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
+        for _ in range(int(size)):
+            time.sleep(0.02)
+            connection.sendall(b"x")
+
     def _answer_half_head(self, connection: socket.socket, request: Received) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Le")
         raise Closed

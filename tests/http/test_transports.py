@@ -409,10 +409,41 @@ def test_the_callers_own_timeout_counts_for_nothing(opened: Opened, serve: Serve
     assert not fails(upstream)
 
 
-@pytest.mark.parametrize("how", ["close", "reset", "hang"])
+def test_a_body_that_drips_takes_as_long_as_it_likes(opened: Opened, serve: Serve) -> None:
+    """Longer than one read and than all attempts up to its head: the host is well, and so is the connection."""
+    (a,) = serve("a")
+    upstream = Upstream("memory://", pools={"p": pool(a, read_timeout=300, max_fails=1)}, total_timeout=320)
+    with opened(upstream) as client:
+        assert client.request("GET", "/trickle/17").body == 17 * b"x"
+        assert not fails(upstream)
+        assert client.request("GET", "/").host == "a"
+    assert a.accepted == 1
+    assert counted(upstream, "a", "p") == (2, 0, {})
+
+
+def test_a_body_that_stalls_is_the_clients_own_timeout_and_not_repeated(
+    opened: Opened, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a failure of the host, whether the body is read at once or in parts."""
+    a, b = serve("a", "b")
+    upstream = upstream_of(a, b, first="a", read_timeout=200)
+    with opened(upstream) as client:
+        with pytest.raises(client.late):
+            client.request("GET", "/half/hang")
+        assert fails(upstream) == {"a": 1}
+        with client.stream("GET", "/half/hang") as (reply, parts), pytest.raises(client.late):
+            list(parts)
+    assert (reply.status, reply.host) == (200, "a")
+    assert [request.path for request in a.received] == ["/half/hang", "/half/hang"]
+    assert not b.received
+    assert not upstream.get_pools()["first"]["hosts"]["a"]["up"]
+    assert "in the middle of an answer: timed out" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_body_that_breaks_off_is_a_failure_and_not_repeated(opened: Opened, serve: Serve, how: str) -> None:
     a, b = serve("a", "b")
-    upstream = upstream_of(a, b, read_timeout=200)
+    upstream = upstream_of(a, b)
     with opened(upstream) as client, pytest.raises(client.error):
         client.request("GET", f"/half/{how}")
     assert len(a.received) + len(b.received) == 1
