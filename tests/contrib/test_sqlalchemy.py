@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import signal
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from sqlalchemy import NullPool, create_engine, exc, text
 
 from resty_upstream import NoHostAvailable, Upstream, UpstreamAPI
 from resty_upstream.contrib.sqlalchemy import async_creator, creator
+from resty_upstream.testing import FakeClock
+from tests.contrib.cancelling import cancel_at_every_point, sockets_to
 from tests.contrib.postgres import LOGIN, Postgres
-from tests.helpers import health, refusing
+from tests.e2e.processes import wait_until
+from tests.helpers import health, open_upstream, refused, refusing, visit_in_vain
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +96,54 @@ async def test_an_asynchronous_engine_goes_elsewhere_when_a_server_dies(
         assert await connection.scalar(PORT) == servers[1].port
     assert health(upstream, "a")["failcount"] == 1
     await engine.dispose()
+
+
+def to_be_probed(server: Postgres) -> Upstream:
+    """An upstream whose only host was down, and may be tried by one at a time."""
+    clock = FakeClock()
+    pool = {"method": "least_conn", "max_fails": 1, "timeout": 7000, "hosts": {"a": server.options}}
+    upstream = open_upstream({"p": pool}, clock, last_resort=False)
+    visit_in_vain(upstream, {"a": refused})
+    clock.advance(600)
+    return upstream
+
+
+async def test_an_asynchronous_engine_cancelled_at_any_point_leaves_nothing_and_goes_on(servers: Servers) -> None:
+    """No socket, nothing under way, no failure, no lease of the only one who may probe."""
+    pytest.importorskip("greenlet", reason="SQLAlchemy's asyncio needs it")
+    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+    port, refusals = servers[0].port, []
+
+    async def ask(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            assert await connection.scalar(PORT) == port
+
+    async def go_on(engine: AsyncEngine, upstream: Upstream) -> None:
+        pool: Any = engine.pool  # which gets the connection back behind the back of what was cancelled
+        await asyncio.to_thread(wait_until, lambda: pool.checkedout() == 0, "nothing is checked out")
+        (host,) = upstream.replica.snapshot().targets.values()
+        assert host.load is not None
+        assert not host.load.running
+        await ask(engine)
+        await engine.dispose()
+        refusals.append(sum(upstream.counts().hosts["p", "a"].failures.values()))
+
+    async def begin() -> None:
+        upstream = to_be_probed(servers[0])
+        engine = create_async_engine(URL, async_creator=async_creator(upstream, **LOGIN))
+        try:
+            await ask(engine)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await go_on(engine, upstream)
+
+    def check() -> None:
+        gc.collect()  # psycopg leaves it the socket by which it was asking the server to cancel
+        assert not sockets_to(port)
+
+    assert await cancel_at_every_point(begin, lambda _: anyio.lowlevel.checkpoint(), check) >= 3
+    assert set(refusals) == {1}, "that of `to_be_probed`"
 
 
 def test_when_no_server_is_left_it_is_sqlalchemys_error() -> None:
