@@ -20,8 +20,10 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
 
 from resty_upstream import NoHostAvailable, Upstream
 from resty_upstream.contrib.psycopg import AsyncUpstreamConnection, UpstreamConnection
+from resty_upstream.testing import FakeClock
 from tests.contrib.cancelling import cancel_at_every_point, sockets_to
 from tests.contrib.postgres import LOGIN, Clusters, Postgres
+from tests.contrib.servers import failcounts, in_order
 from tests.e2e.processes import Ports, Silence, wait_until
 from tests.helpers import Peer, greet, hanging, health, no_descriptors_left, refusing
 
@@ -115,6 +117,20 @@ async def test_a_stopped_server_is_waited_for_as_long_as_the_pool_says_and_not_w
     connection = await connect(upstream, connect_timeout=1)
     assert connection.upstream_info.host.id == "b"
     assert failures(upstream) == (1, 0)
+
+
+async def test_a_stopped_server_is_used_again_when_it_goes_on_and_its_time_is_over(
+    servers: Servers, connect: Connect, clock: FakeClock
+) -> None:
+    upstream = in_order(*(server.options for server in servers), clock=clock, pool={"max_fails": 1})
+    servers[0].signal(signal.SIGSTOP)
+    assert (await connect(upstream)).upstream_info.host.id == "b"
+    servers[0].signal(signal.SIGCONT)
+    assert (await connect(upstream)).upstream_info.host.id == "b"
+    assert failcounts(upstream) == [1, 0]
+    clock.advance(60)
+    assert (await connect(upstream)).upstream_info.host.id == "a"
+    assert failcounts(upstream) == [0, 0]
 
 
 async def test_a_host_that_does_not_even_accept_is_left_in_time(servers: Servers, connect: Connect) -> None:

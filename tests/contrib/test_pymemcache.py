@@ -127,6 +127,24 @@ def test_a_host_stopped_in_the_middle_of_use_fails_one_command(
     a.go_on()
 
 
+def test_a_stopped_host_is_used_again_when_it_goes_on_and_its_time_is_over(
+    connect: Any, servers: Servers, clock: FakeClock
+) -> None:
+    a, b = servers.memcached(), servers.memcached()
+    upstream = in_order(a, b, clock=clock, pool={"max_fails": 1, "timeout": 250})
+    client = connect(upstream)
+    a.stop()
+    assert pid_of(client) == pid(b)
+    a.go_on()
+    client.close()
+    assert pid_of(client) == pid(b)
+    assert failcounts(upstream) == [1, 0]
+    clock.advance(60)
+    client.close()
+    assert pid_of(client) == pid(a)
+    assert failcounts(upstream) == [0, 0]
+
+
 def test_a_host_with_too_many_clients_is_counted(connect: Any, servers: Servers) -> None:
     a, b = servers.memcached("-c", "40"), servers.memcached()
     upstream = in_order(a, b)

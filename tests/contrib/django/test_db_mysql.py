@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -16,6 +17,7 @@ from django.test import override_settings
 
 from resty_upstream import NoHostAvailable
 from resty_upstream.contrib.django import get_upstream
+from resty_upstream.stores.memory import MemoryStore
 from tests.contrib.mysql import LOGIN, DataDirectories, Mysql, find_driver
 from tests.e2e.processes import Ports
 from tests.helpers import Peer, health, refusing
@@ -26,10 +28,10 @@ Servers = tuple[Mysql, Mysql]
 Connect = Callable[..., Any]
 
 
-def pools(first: dict[str, Any], second: dict[str, Any], timeout: int = 7000) -> dict[str, Any]:
+def pools(first: dict[str, Any], second: dict[str, Any], timeout: int = 7000, **options: Any) -> dict[str, Any]:
     """Those that go to ``a`` as long as they can, for ``timeout`` milliseconds, and then to ``b``."""
     return {
-        "p": {"timeout": timeout, "hosts": {"a": first}},
+        "p": {"timeout": timeout, **options, "hosts": {"a": first}},
         "q": {"timeout": 7000, "priority": 1, "hosts": {"b": second}},
     }
 
@@ -78,8 +80,13 @@ def connect(django_db_blocker: Any) -> Iterator[Connect]:
     """Makes a database of Django over an upstream with these pools."""
     with django_db_blocker.unblock(), ExitStack() as stack:
 
-        def make(upstream_pools: dict[str, Any], options: dict[str, Any] | None = None, **settings: Any) -> Any:
-            upstreams = {"databases": {"STORE": "memory://", "POOLS": upstream_pools}}
+        def make(
+            upstream_pools: dict[str, Any],
+            options: dict[str, Any] | None = None,
+            store: Any = "memory://",
+            **settings: Any,
+        ) -> Any:
+            upstreams = {"databases": {"STORE": store, "POOLS": upstream_pools}}
             stack.enter_context(override_settings(UPSTREAMS=upstreams))
             given = {"upstream": "databases", **(options or {})}
             engine = "resty_upstream.contrib.django.db.mysql"
@@ -151,6 +158,26 @@ def test_a_stopped_server_is_left_in_time_and_queries_may_take_longer(servers: S
     assert ask(wrapper) == servers[1].port
     assert failures() == (1, 0)
     assert ask(wrapper, "SELECT SLEEP(1.1)") == 0
+
+
+def test_a_stopped_server_is_used_again_when_it_goes_on_and_its_time_is_over(
+    servers: Servers, connect: Connect
+) -> None:
+    passed_s = 0
+    store = MemoryStore(lambda: time.monotonic() + passed_s)
+    wrapper = connect(of(servers, timeout=500, max_fails=1), store=store, CONN_MAX_AGE=0)
+    assert ask(wrapper) == servers[0].port
+    next_request(wrapper)
+    servers[0].signal(signal.SIGSTOP)
+    assert ask(wrapper) == servers[1].port
+    next_request(wrapper)
+    servers[0].signal(signal.SIGCONT)
+    assert ask(wrapper) == servers[1].port
+    assert failures() == (1, 0)
+    next_request(wrapper)
+    passed_s = 60
+    assert ask(wrapper) == servers[0].port
+    assert failures() == (0, 0)
 
 
 def test_a_server_with_too_many_connections_counts_as_failed(
