@@ -1,8 +1,8 @@
 """Measuring variants against a baseline in one process, in alternating rounds.
 
 A machine is never equally fast twice: its clock rate, its caches and its other work drift over seconds. So a
-baseline and its candidates take turns every few milliseconds, in reverse order every other round, and are
-compared by medians.
+baseline and its candidates take turns every few milliseconds, each as often before the others as after them, and
+are compared by medians.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def measure(group: Group, rounds: int) -> list[Figure]:
     for _, variant in variants:
         variant.sample(group.calls)  # caches, lazy imports, specialised bytecode
     for number in range(rounds):
-        for index, variant in variants if number % 2 else reversed(variants):
+        first = number // 2 % len(variants)
+        turns = [*variants[first:], *variants[:first]]
+        for index, variant in turns if number % 2 else reversed(turns):
             times_us[index].append(_undisturbed(variant.sample, group.calls) / group.calls / 1000)
     return [_figure(variant, times_us[index], times_us[0]) for index, variant in variants]
 

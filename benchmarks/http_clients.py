@@ -45,7 +45,8 @@ def http_clients() -> Iterator[list[Group]]:
         contextlib.ExitStack() as stack,
     ):
         upstream = on_loopback(port)
-        urls = [f"http://127.0.0.1:{each}" for each in (port, proxy_port) if each]
+        # A name, as upstreams have: clients take an address apart more than once, which would be to our advantage.
+        urls = [f"http://localhost:{each}" for each in (port, proxy_port) if each]
         groups = []
         for hx in (httpx2, httpx):
             clients = [hx.Client(base_url=url) for url in urls]
