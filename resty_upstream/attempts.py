@@ -101,11 +101,11 @@ class Attempt:
     So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
     """
 
-    # What is as here at first is not stored in each: most requests are over without a change of it.
+    # What is as here at first, and not asked for on the way, is not stored in each.
     target: Target
     began: float
     """When it began, on the store's clock."""
-    last_resort = False
+    last_resort: bool
     outcome: Outcome = ""
     """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
     error: BaseException | None = None
@@ -113,7 +113,7 @@ class Attempt:
     bounded = False
     """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
     _prober = ""
-    _earlier: tuple[Attempt, ...] = ()
+    _earlier: tuple[Attempt, ...]
     _flight: Flight
     """In pools that ask for the load."""
     _row: Row
@@ -123,6 +123,8 @@ class Attempt:
         self._attempts = attempts
         self.target = target
         self.began = began
+        self.last_resort = False
+        self._earlier = ()
         self._left_s = left_s
         if target.load is not None:
             self._flight = Flight(target.load)
@@ -140,7 +142,8 @@ class Attempt:
     @property
     def timeout_s(self) -> float:
         """Seconds that this attempt may take: the pool's timeout, or what is left of the deadline."""
-        return min(self.target.timeout_s, self._left_s)
+        timeout_s, left_s = self.target.timeout_s, self._left_s
+        return timeout_s if timeout_s < left_s else left_s
 
     def __repr__(self) -> str:
         return f"<Attempt {self.pool.id}/{self.host.id} {self.outcome or 'running'}>"
@@ -160,7 +163,8 @@ class Attempt:
     def info(self) -> Info:
         """Where the connection goes, with all attempts of the call up to now."""
         # As Info(…), in half the time.
-        return _new_tuple(Info, (self.host, self.pool, (*self._earlier, self), self.last_resort))
+        target = self.target
+        return _new_tuple(Info, (target.host, target.pool, (*self._earlier, self), self.last_resort))
 
     def __enter__(self) -> Host:
         # What the caller was handling when it called is not this attempt's doing.
@@ -312,8 +316,8 @@ class Attempts(Iterator[Attempt]):
         failure is its cause.
     """
 
-    # As in Attempt: stored in each is what differs.
-    done = False
+    # As in Attempt: what is as here at first, and not asked for on the way, is not stored in each.
+    done: bool
     answered_badly = False
     _key: Key | None = None
     _choices: Iterator[Choice] | None = None
@@ -323,6 +327,7 @@ class Attempts(Iterator[Attempt]):
     def __init__(self, context: RequestContext, key: Key | None = None) -> None:
         self.context = context
         self.log: list[Attempt] = []
+        self.done = False
         if key is not None:
             self._key = key
 

@@ -86,7 +86,7 @@ class Exchange(Attempts):
     """Whether there is something to say when the answer is read: :meth:`land` does."""
     stale = 0
     """How many connections that were kept alive turned out to be closed."""
-    _until: float | None = None
+    _until: float | None
 
     def __init__(
         self, context: RequestContext, method: str, headers: Mapping[str, str], *, replayable: bool
@@ -95,6 +95,7 @@ class Exchange(Attempts):
         self._method = method
         self._headers = headers
         self._is_replayable = replayable
+        self._until = None
 
     @property
     def _is_repeatable(self) -> bool:

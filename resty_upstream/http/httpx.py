@@ -188,8 +188,10 @@ class _Answer:
 
     def end(self) -> None:
         """It is read, or given up."""
-        self._exchange.land()
-        self._peer.in_use.discard(self._exchange)
+        exchange = self._exchange
+        if exchange.is_pending:
+            exchange.land()
+        self._peer.in_use.discard(exchange)
 
 
 def _streams(hx: Any) -> tuple[Any, Any]:
@@ -256,7 +258,8 @@ class _Peers:
 
     def find(self, attempt: Attempt, url: Any) -> _Peer:
         """The connections of an attempt."""
-        asked = (attempt.target, url.raw_host if url.scheme == "https" or attempt.pool.ssl else b"")
+        target = attempt.target
+        asked = (target, url.raw_host if target.pool.ssl or url.scheme == "https" else b"")
         peer = self._found.get(asked)
         if peer is None:
             if len(self._found) >= max(_FOUND, 4 * len(attempt.pool.hosts)):
@@ -346,8 +349,9 @@ class _Engine:
         asked = extensions.get("timeout") or _NO_TIMEOUTS
         connect_s, write_s = asked.get("connect"), asked.get("write")
         read_s = exchange.begin(attempt, asked.get("read"))
+        timeout_s = attempt.timeout_s
         extensions["timeout"] = {
-            "connect": attempt.timeout_s if connect_s is None or connect_s > attempt.timeout_s else connect_s,
+            "connect": timeout_s if connect_s is None or connect_s > timeout_s else connect_s,
             "read": read_s,
             "write": read_s if write_s is None or write_s > read_s else write_s,
         }
@@ -406,7 +410,8 @@ class SyncEngine(_Engine):
                     kept, earlier = response, kept
                     if earlier is not None:
                         earlier.close()
-                    if not exchange.is_bad(attempt, response.status_code, response.headers):
+                    masks = attempt.target.status_codes
+                    if not masks or not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():
@@ -482,7 +487,8 @@ class AsyncEngine(_Engine):
                     kept, earlier = response, kept
                     if earlier is not None:
                         await earlier.aclose()
-                    if not exchange.is_bad(attempt, response.status_code, response.headers):
+                    masks = attempt.target.status_codes
+                    if not masks or not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():

@@ -441,13 +441,13 @@ class UpstreamResponse(HTTPResponse):
     def release_conn(self) -> None:
         """It is read."""
         super().release_conn()
-        if self._exchange is not None:
+        if self._exchange is not None and self._exchange.is_pending:
             self._exchange.land()
 
     def close(self) -> None:
         """It is given up."""
         super().close()
-        if self._exchange is not None:
+        if self._exchange is not None and self._exchange.is_pending:
             self._exchange.land()
 
 
@@ -490,7 +490,8 @@ class Engine:
                     kept, earlier = response, kept
                     if earlier is not None:
                         earlier.close()
-                    if not exchange.is_bad(attempt, response.status, response.headers):
+                    masks = attempt.target.status_codes
+                    if not masks or not exchange.is_bad(attempt, response.status, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status}")
                 if not exchange.may_go_on():
