@@ -101,19 +101,33 @@ class Attempt:
     So is one that stands in the way to this host but is not its fault. Any other is raised as it is.
     """
 
-    # What is as here at first, and not asked for on the way, is not stored in each.
+    __slots__ = (
+        "_attempts",
+        "_earlier",
+        "_flight",
+        "_handled",
+        "_left_s",
+        "_prober",
+        "_row",
+        "began",
+        "bounded",
+        "duration_s",
+        "error",
+        "last_resort",
+        "outcome",
+        "target",
+    )
+
     target: Target
     began: float
     """When it began, on the store's clock."""
     last_resort: bool
-    outcome: Outcome = ""
+    outcome: Outcome
     """"" until it ended; then "ok", "failed" (counts against the host) or "ignored"."""
-    error: BaseException | None = None
-    duration_s = 0.0
-    bounded = False
+    error: BaseException | None
+    duration_s: float
+    bounded: bool
     """Whether what runs inside cannot take longer than about ``timeout_s`` unless the process is paused."""
-    _prober = ""
-    _earlier: tuple[Attempt, ...]
     _flight: Flight
     """In pools that ask for the load."""
     _row: Row
@@ -121,11 +135,16 @@ class Attempt:
 
     def __init__(self, attempts: Attempts, target: Target, began: float, left_s: float) -> None:
         self._attempts = attempts
+        self._left_s = left_s
+        self._prober = ""
+        self._earlier: tuple[Attempt, ...] = ()
         self.target = target
         self.began = began
         self.last_resort = False
-        self._earlier = ()
-        self._left_s = left_s
+        self.outcome = ""
+        self.error = None
+        self.duration_s = 0.0
+        self.bounded = False
         if target.load is not None:
             self._flight = Flight(target.load)
 
@@ -158,6 +177,10 @@ class Attempt:
         ):
             state["error"] = UpstreamError(_brief(self.error))
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     @property
     def info(self) -> Info:
@@ -316,11 +339,17 @@ class Attempts(Iterator[Attempt]):
         failure is its cause.
     """
 
-    # As in Attempt: what is as here at first, and not asked for on the way, is not stored in each.
-    done: bool
-    answered_badly = False
-    _key: Key | None = None
-    _choices: Iterator[Choice] | None = None
+    __slots__ = (
+        "_choices",
+        "_deadline",
+        "_key",
+        "_snapshot",
+        "answered_badly",
+        "context",
+        "done",
+        "log",
+    )
+
     _deadline: float
     _snapshot: Snapshot
 
@@ -328,8 +357,9 @@ class Attempts(Iterator[Attempt]):
         self.context = context
         self.log: list[Attempt] = []
         self.done = False
-        if key is not None:
-            self._key = key
+        self.answered_badly = False
+        self._key = key
+        self._choices: Iterator[Choice] | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -430,6 +460,8 @@ class Attempts(Iterator[Attempt]):
 
 class Connecting(Attempts):
     """The attempts of ``connect`` and ``aconnect``."""
+
+    __slots__ = ()
 
     def succeeded(self, target: Target, flight: Flight) -> None:
         """What was connected is used from now on."""

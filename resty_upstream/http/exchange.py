@@ -80,6 +80,7 @@ class Exchange(Attempts):
     progress: Progress
     """Of the last time that it was sent."""
 
+    # What is as here at first is not stored in each: most requests are over without a change of it.
     _flight: Flight | None = None
     _settled: Attempt | None = None
     is_pending = False
