@@ -222,7 +222,9 @@ class Attempt:
             attempts.done = True
             if not self.target.quiet:
                 self._succeeded(attempts, now)
-        goes_on = error is not None and self._failed(attempts, error, now)
+            goes_on = False
+        else:
+            goes_on = self._failed(attempts, error, now)
         listeners = upstream.listeners
         if listeners.hear_attempts:
             listeners.tell("attempt", self)

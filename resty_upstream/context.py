@@ -41,18 +41,8 @@ _KEPT_S: Final = 1.0
 _UNREACHABLE: Final = "the loop over attempts returns or raises"
 _new_tuple = tuple.__new__
 
-_active: ContextVar[tuple[RequestContext, ...]] = ContextVar("resty_upstream", default=())
-
-
-def active(upstream: Upstream) -> RequestContext | None:
-    """The innermost context of ``upstream`` that was entered here."""
-    entered = _active.get()
-    if not entered:
-        return None
-    for context in reversed(entered):
-        if context.upstream is upstream:
-            return context
-    return None
+entered: ContextVar[tuple[RequestContext, ...]] = ContextVar("resty_upstream", default=())
+"""The contexts that were entered here, the innermost last."""
 
 
 class RequestContext:
@@ -282,7 +272,7 @@ class RequestContext:
     # ── as a context manager ──────────────────────────────────────────────────────────────────
 
     def __enter__(self) -> Self:
-        self._token = _active.set((*_active.get(), self))
+        self._token = entered.set((*entered.get(), self))
         return self
 
     def __exit__(
@@ -291,7 +281,7 @@ class RequestContext:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _active.reset(self._token)
+        entered.reset(self._token)
         self.post_process()
 
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from resty_upstream.attempts import Attempts
 from resty_upstream.connectors import Connectable, Connected
-from resty_upstream.context import RequestContext, active
+from resty_upstream.context import RequestContext, entered
 from resty_upstream.counts import UpstreamCounts
 from resty_upstream.errors import InvalidConfig, Problem, Problems, StoreError, StoreUnsafe
 from resty_upstream.events import AttemptListener, EventName, ExhaustedListener, Listener, Listeners
@@ -177,7 +177,7 @@ class Upstream:
 
         Outside a context what was found is recorded before this returns or raises.
         """
-        context: Any = active(self) or self._outside
+        context: Any = self.current_context
         connected: Connected[Any] = context.connect(client, key=key)
         return connected
 
@@ -226,7 +226,10 @@ class Upstream:
     @property
     def current_context(self) -> RequestContext:
         """The context that is active here; where there is none, one that tells at once what it sees."""
-        return active(self) or self._outside
+        for context in reversed(entered.get()):
+            if context.upstream is self:
+                return context
+        return self._outside
 
     # ── a unit of work ────────────────────────────────────────────────────────────────────────
 
