@@ -12,7 +12,7 @@ import functools
 import math
 import select
 import ssl
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
@@ -27,6 +27,7 @@ from resty_upstream.aconnectors import open_socket, transport_of
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _OURS: Final = "_resty_upstream"
 _TICK_S: Final = 0.001
+_NEVER: Final = math.inf
 _SENT_AGAIN_BY_SESSIONS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
@@ -68,15 +70,15 @@ class _Protocol(ResponseHandler):
 
     progress: Progress = NOBODYS
     """Of the request that is sent on it."""
-    _read_s = math.inf
+    _read_s = _NEVER
     """What one read of that may take."""
     content: aiohttp.StreamReader | None = None
     """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
-    _alarm_at = math.inf
+    _alarm_at = _NEVER
     """By ``time.monotonic``, as all times in here."""
-    _since = math.inf
+    _since = _NEVER
     """Since when nothing has come, while it is the host's turn."""
     _is_written = False
     """Whether all of the request is."""
@@ -84,11 +86,11 @@ class _Protocol(ResponseHandler):
     """Whether it is to say that a body may be sent."""
     _is_held = False
     _alarm: asyncio.TimerHandle | None = None
-    _poll: select.poll
+    _poll: Callable[[float], list[tuple[int, int]]]
 
     def is_usable(self) -> bool:
         """Whether it is still as it was left; the event loop may not have seen yet that the host closed it."""
-        return self._since == math.inf and not self.is_lost and not self._poll.poll(0)
+        return self._since == _NEVER and not (self.is_lost or self._poll(0))
 
     @property
     def is_awaited(self) -> bool:
@@ -110,10 +112,10 @@ class _Protocol(ResponseHandler):
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
-        self.progress.until = math.inf
+        self.progress.until = _NEVER
         self.content = content
         if self.upgraded:
-            self._is_written, self._since = False, math.inf  # a WebSocket has timeouts of its own
+            self._is_written, self._since = False, _NEVER  # a WebSocket has timeouts of its own
         elif not self._is_held and not self.is_lost and not content.is_eof():
             self._await_host()
 
@@ -123,7 +125,7 @@ class _Protocol(ResponseHandler):
         self.content = None
         self._is_held = False
         self._is_written = True  # so that, if anything comes now, that will be seen
-        self._since = math.inf
+        self._since = _NEVER
 
     # Called by the request and the answer.
 
@@ -138,7 +140,7 @@ class _Protocol(ResponseHandler):
         """It is not the host that makes us wait; ``data_received`` is called when that is over."""
         super().pause_reading()
         self._is_held = True
-        self._since = math.inf
+        self._since = _NEVER
 
     def abort(self) -> None:
         """It is to be closed at once."""
@@ -150,8 +152,9 @@ class _Protocol(ResponseHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
         super().connection_made(transport)
-        self._poll = select.poll()
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll = select.poll()
+        poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._poll = poll.poll
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is closed."""
@@ -170,7 +173,7 @@ class _Protocol(ResponseHandler):
             if self._is_written:
                 self._since = monotonic()
             else:
-                self._is_asked, self._since = False, math.inf
+                self._is_asked, self._since = False, _NEVER
         ResponseHandler.data_received(self, data)  # in half the time of super()
 
     def pause_writing(self) -> None:
@@ -189,7 +192,7 @@ class _Protocol(ResponseHandler):
 
     def _await_host(self) -> None:
         """Its time begins now, if it is its turn."""
-        self._since = monotonic() if self.is_awaited else math.inf
+        self._since = monotonic() if self.is_awaited else _NEVER
         self._watch()
 
     @property
@@ -208,7 +211,7 @@ class _Protocol(ResponseHandler):
         self._alarm = self._loop.call_later(deadline - monotonic(), self._look)
 
     def _look(self) -> None:
-        self._alarm, self._alarm_at = None, math.inf
+        self._alarm, self._alarm_at = None, _NEVER
         if self._deadline > monotonic() + _TICK_S:
             self._watch()
             return
@@ -219,7 +222,7 @@ class _Protocol(ResponseHandler):
 
     def _drop(self) -> None:
         self.progress, self.content = NOBODYS, None
-        self._since = self._alarm_at = math.inf
+        self._since = self._alarm_at = _NEVER
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -238,7 +241,7 @@ class _Connections:
         self._idle: dict[Key, list[tuple[_Protocol, float]]] = {}
         """With the time until which they are kept."""
         self._timer: asyncio.TimerHandle | None = None
-        self._sweep_at = math.inf
+        self._sweep_at = _NEVER
         self._closed = False
 
     async def connect(
@@ -333,7 +336,7 @@ class _Connections:
 
     def _sweep(self) -> None:
         """Close what was not used for long."""
-        self._timer, self._sweep_at = None, math.inf
+        self._timer, self._sweep_at = None, _NEVER
         now = monotonic() + _TICK_S
         for key, idle in list(self._idle.items()):
             for protocol, until in idle:
@@ -420,6 +423,16 @@ class UpstreamConnector(aiohttp.TCPConnector):
 # ── requests ──────────────────────────────────────────────────────────────────────────────────
 
 
+class _Exchange(Exchange):
+    """The hosts of one request of aiohttp."""
+
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again."""
+        request: ClientRequest = self.request
+        replayable = not request.body or isinstance(request.body, aiohttp.BytesPayload)
+        return is_repeatable(request.method, request.headers, replayable=replayable)
+
+
 class UpstreamMiddleware:
     """A middleware for ``aiohttp.ClientSession``, beside an :class:`UpstreamConnector`.
 
@@ -467,9 +480,7 @@ class UpstreamMiddleware:
         context = self._upstream.current_context
         if not context.upstream.replica.is_loaded:
             await context.aload()
-        body = request.body
-        replayable = not body or isinstance(body, aiohttp.BytesPayload)
-        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
+        exchange = _Exchange(context, request)
         request._resty_upstream = exchange  # type: ignore[attr-defined]
         kept: ClientResponse | None = None  # a bad answer, if there is no better one
         try:
@@ -518,6 +529,8 @@ class UpstreamMiddleware:
                 # Or the session would begin again with all of it.
                 raise aiohttp.ClientConnectionError(str(error)) from error
             raise error
+        finally:
+            request._resty_upstream = None  # type: ignore[attr-defined]  # it would be a cycle
         assert kept is not None  # noqa: S101
         return kept
 

@@ -2,7 +2,7 @@
 
 A transport is this loop::
 
-    exchange = Exchange(context, method, headers, replayable=...)
+    exchange = Exchange(context, request)  # the transport's own, which knows what may be repeated
     for attempt in exchange:
         with attempt:
             answer = send(...)  # raises what `exchange.judged` makes of an error
@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
-from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
+from resty_upstream.http.retries import budget, retry_after_s
 from resty_upstream.load import Flight
 from resty_upstream.model import is_one_of
 from resty_upstream.selection import Target
@@ -73,8 +73,9 @@ NOBODYS: Final = Progress()
 class Exchange(Attempts):
     """The hosts of one request, each as an attempt, until one answers well.
 
-    :param headers: of the request; names are looked up without regard to case.
-    :param replayable: whether the request's body is there a second time.
+    A transport says what :meth:`is_repeatable`: asked only after a failure.
+
+    :param request: the transport's own.
     """
 
     progress: Progress
@@ -89,18 +90,14 @@ class Exchange(Attempts):
     """How many connections that were kept alive turned out to be closed."""
     _until: float | None
 
-    def __init__(
-        self, context: RequestContext, method: str, headers: Mapping[str, str], *, replayable: bool
-    ) -> None:
+    def __init__(self, context: RequestContext, request: Any) -> None:
         Attempts.__init__(self, context)  # in half the time of super()
-        self._method = method
-        self._headers = headers
-        self._is_replayable = replayable
+        self.request = request
         self._until = None
 
-    @property
-    def _is_repeatable(self) -> bool:
-        return is_repeatable(self._method, self._headers, replayable=self._is_replayable)
+    def is_repeatable(self) -> bool:
+        """Whether the request may be sent to another host, though it may have reached one."""
+        raise NotImplementedError
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────
 
@@ -135,7 +132,7 @@ class Exchange(Attempts):
 
         See :meth:`judged` for a request that may not be repeated.
         """
-        if not self._was_stale() or (self.progress.sent and not self._is_repeatable):
+        if not self._was_stale() or (self.progress.sent and not self.is_repeatable()):
             return False
         self.stale += 1
         return self.stale <= _MOST_STALE
@@ -189,7 +186,7 @@ class Exchange(Attempts):
 
     def may_go_on(self) -> bool:
         """Whether another host may be asked: nothing was sent yet, or the request may be repeated."""
-        return not self.progress.sent or (self._is_repeatable and budget.take(monotonic()))
+        return not self.progress.sent or (self.is_repeatable() and budget.take(monotonic()))
 
     def broke(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> None:
         """The body of the answer broke off: a failure of the host, though it is too late for another."""

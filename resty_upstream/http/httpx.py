@@ -25,6 +25,7 @@ from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.connection import Connection, streams
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from resty_upstream.context import RequestContext
@@ -337,6 +338,16 @@ def _verified(hx: Any) -> ssl.SSLContext:
 # ── requests ──────────────────────────────────────────────────────────────────────────────────
 
 
+class _Exchange(Exchange):
+    """The hosts of one request of httpx."""
+
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again."""
+        request = self.request
+        replayable = isinstance(request.stream, Library.of(request).hx.ByteStream)
+        return is_repeatable(request.method, request.headers, replayable=replayable)
+
+
 class _Engine:
     """What sends requests: the connections, and how they are made."""
 
@@ -400,8 +411,7 @@ class SyncEngine(_Engine):
     def send(self, request: Any, context: RequestContext) -> Any:
         """Send a request, in a context."""
         library = Library.of(request)
-        replayable = isinstance(request.stream, library.hx.ByteStream)
-        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
+        exchange = _Exchange(context, request)
         kept = None
         try:
             for attempt in exchange:
@@ -477,8 +487,7 @@ class AsyncEngine(_Engine):
         library = Library.of(request)
         if not context.upstream.replica.is_loaded:
             await context.aload()
-        replayable = isinstance(request.stream, library.hx.ByteStream)
-        exchange = Exchange(context, request.method, request.headers, replayable=replayable)
+        exchange = _Exchange(context, request)
         kept = None
         try:
             for attempt in exchange:

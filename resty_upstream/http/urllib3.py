@@ -32,6 +32,7 @@ from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
 from resty_upstream.connectors import limit
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
+from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
@@ -460,6 +461,17 @@ def _is_timeout(error: BaseException) -> bool:
     )
 
 
+class _Exchange(Exchange):
+    """The hosts of one request of urllib3."""
+
+    def is_repeatable(self) -> bool:
+        """Whether it may be sent again."""
+        asked: Asked = self.request
+        replayable = asked.body is None or isinstance(asked.body, bytes | str | bytearray | memoryview)
+        headers = {name.lower(): value for name, value in asked.headers.items()}
+        return is_repeatable(asked.method, headers, replayable=replayable)
+
+
 class Engine:
     """Sends requests to hosts of an upstream, over urllib3.
 
@@ -477,11 +489,7 @@ class Engine:
         :raises urllib3.exceptions.HTTPError: where no other host may be asked.
         :raises NoHostAvailable: where there is none.
         """
-        replayable = asked.body is None or isinstance(asked.body, bytes | str | bytearray | memoryview)
-        headers = asked.headers
-        if type(headers) is dict:
-            headers = {name.lower(): value for name, value in headers.items()}
-        exchange = Exchange(self._upstream.current_context, asked.method, headers, replayable=replayable)
+        exchange = _Exchange(self._upstream.current_context, asked)
         kept = None
         try:
             for attempt in exchange:
