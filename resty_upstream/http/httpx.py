@@ -177,48 +177,59 @@ class _Answer:
         self._library = library
         self._stream = answer.stream
         self._extensions = answer.extensions
-        self._exchange = exchange
+        self._exchange: Exchange | None = exchange
         self._attempt = attempt
         self._peer = peer
 
     def broke(self, error: Exception) -> Exception:
         """What to raise for an error of the core."""
-        is_timeout = isinstance(error, self._library.core.TimeoutException)
-        self._exchange.broke(self._attempt, error, timed_out=is_timeout)
+        if self._exchange is not None:  # else it was given up while somebody read it
+            is_timeout = isinstance(error, self._library.core.TimeoutException)
+            self._exchange.broke(self._attempt, error, timed_out=is_timeout)
         return self._library.translated(error)
 
-    def end(self) -> None:
-        """It is read, or given up."""
-        exchange = self._exchange
-        if exchange.is_pending:
-            exchange.land()
-        self._peer.in_use.discard(exchange)
+    def end(self) -> Any:
+        """It is read, or given up: the core's stream, which is to be closed; None the second time.
+
+        A response of httpx is part of a cycle: what is let go of here does not wait for the garbage collector.
+        """
+        stream, self._stream = self._stream, None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            if exchange.is_pending:
+                exchange.land()
+            self._peer.in_use.discard(exchange)
+        return stream
 
 
 def _streams(hx: Any) -> tuple[Any, Any]:
     class Answer(_Answer, hx.SyncByteStream):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
             try:
-                yield from self._stream
+                yield from self._stream or ()
             except self._library.of_network as error:
                 raise self.broke(error) from error
 
         def close(self) -> None:
-            self.end()
-            self._stream.close()
+            stream = self.end()
+            if stream is not None:
+                stream.close()
 
     class AAnswer(_Answer, hx.AsyncByteStream):  # type: ignore[misc]
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
-                async for part in self._stream:
-                    yield part
+                if self._stream is not None:
+                    async for part in self._stream:
+                        yield part
             except self._library.of_network as error:
                 raise self.broke(error) from error
 
         async def aclose(self) -> None:
-            self.end()
+            stream = self.end()
+            if stream is None:
+                return
             try:
-                await self._stream.aclose()
+                await stream.aclose()
             except BaseException:  # cancelled just then, the connection would be neither used again nor closed
                 if self._extensions["http_version"] != b"HTTP/2":
                     await self._extensions["network_stream"].aclose()
