@@ -3,6 +3,10 @@
 A machine is never equally fast twice: its clock rate, its caches and its other work drift over seconds. So a
 baseline and its candidates take turns every few milliseconds, each as often before the others as after them, and
 are compared by medians. Of each turn the first calls are not timed: they pay for caches that the others used.
+
+CPython keeps its frames in chunks of 16 KiB. What happens to cross the end of one in each call pays some
+microseconds for a chunk that is made and dropped, and whether it does is chance. So each round begins at another
+depth.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ Sample = Callable[[int], int]
 """Makes so many calls, and returns how many nanoseconds they took."""
 Comparison = Literal["ratio", "difference"]
 
+_DEPTHS = 113  # some 16 KiB together
 _WIDTHS = (42, 11, 11, 9, 9, 11, 7)
 
 
@@ -107,8 +112,13 @@ def measure(group: Group, rounds: int) -> list[Figure]:
         first = number // 2 % len(variants)
         turns = [*variants[first:], *variants[:first]]
         for index, variant in turns if number % 2 else reversed(turns):
-            times_us[index].append(_undisturbed(variant.sample, group.calls) / group.calls / 1000)
+            took_ns = _deeper(number * 37 % _DEPTHS, variant.sample, group.calls)
+            times_us[index].append(took_ns / group.calls / 1000)
     return [_figure(variant, times_us[index], times_us[0]) for index, variant in variants]
+
+
+def _deeper(depth: int, sample: Sample, calls: int) -> int:
+    return _undisturbed(sample, calls) if depth == 0 else _deeper(depth - 1, sample, calls)
 
 
 def _undisturbed(sample: Sample, calls: int) -> int:
