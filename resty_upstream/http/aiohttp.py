@@ -72,8 +72,6 @@ class _Protocol(ResponseHandler):
     """Of the request that is sent on it."""
     _read_s = _NEVER
     """What one read of that may take."""
-    content: aiohttp.StreamReader | None = None
-    """The body of an answer that is being received."""
     is_lost = False
     """Whether it ended by itself."""
     _alarm_at = _NEVER
@@ -112,17 +110,17 @@ class _Protocol(ResponseHandler):
 
     def receive(self, content: aiohttp.StreamReader) -> None:
         """The head of an answer is there."""
-        self.progress.until = _NEVER
-        self.content = content
+        if self.is_lost:
+            return
+        self.progress.until, self.progress.content = _NEVER, content
         if self.upgraded:
             self._is_written, self._since = False, _NEVER  # a WebSocket has timeouts of its own
-        elif not self._is_held and not self.is_lost and not content.is_eof():
+        elif not self._is_held and not content.is_eof():
             self._await_host()
 
     def rest(self) -> None:
         """It is used for none any more."""
         self.progress = NOBODYS
-        self.content = None
         self._is_held = False
         self._is_written = True  # so that, if anything comes now, that will be seen
         self._since = _NEVER
@@ -217,11 +215,11 @@ class _Protocol(ResponseHandler):
             return
         error = aiohttp.SocketTimeoutError("Timeout on reading data from socket")
         self.set_exception(error)
-        if self.content is not None:
-            self.content.set_exception(error)
+        if self.progress.content is not None:
+            self.progress.content.set_exception(error)
 
     def _drop(self) -> None:
-        self.progress, self.content = NOBODYS, None
+        self.progress = NOBODYS
         self._since = self._alarm_at = _NEVER
         if self._alarm is not None:
             self._alarm.cancel()
@@ -258,8 +256,12 @@ class _Connections:
             tls = self._tls(request.ssl, pool)
         key: Any = (host.host, host.port, name, tls)
         idle = self._idle.get(key)
-        protocol = self._take(idle) if idle and not exchange.stale else None
-        if protocol is None:
+        while idle and not exchange.stale:
+            protocol, until = idle.pop()
+            if monotonic() < until and protocol.is_usable():
+                break
+            protocol.abort()
+        else:
             progress.is_fresh = True
             for trace in traces:
                 await trace.send_connection_create_start()
@@ -275,15 +277,6 @@ class _Connections:
             await _tell(traces, connection, progress)
         progress.sent = True
         return connection
-
-    def _take(self, idle: list[tuple[_Protocol, float]]) -> _Protocol | None:
-        """One that was kept alive."""
-        while idle:
-            protocol, until = idle.pop()
-            if monotonic() < until and protocol.is_usable():
-                return protocol
-            protocol.abort()
-        return None
 
     async def _connected(self, attempt: Attempt, name: str, tls: Tls) -> _Protocol:
         fingerprint = tls if isinstance(tls, aiohttp.Fingerprint) else None

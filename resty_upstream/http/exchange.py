@@ -51,6 +51,8 @@ class Progress:
     attempt: Attempt
     connection: Any = None
     """That on which it is sent, for transports that look at it afterwards."""
+    content: Any = None
+    """The body of its answer, once there is one, for transports whose connections keep watch over it."""
     limit: Literal["host", "deadline", "caller"] = "host"
     """Whose limit a read is under."""
     until = math.inf
