@@ -135,10 +135,18 @@ class _Protocol(ResponseHandler):
             self._watch()
 
     def pause_reading(self) -> None:
-        """It is not the host that makes us wait; ``data_received`` is called when that is over."""
+        """It is not the host that makes us wait, until reading goes on."""
         super().pause_reading()
         self._is_held = True
         self._since = _NEVER
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called after each read of a body: mostly nothing was paused, and there is nothing to do."""
+        if self._is_held:
+            self._is_held = False
+            if resume_parser and not self.upgraded:
+                self._await_host()
+            super().resume_reading(resume_parser)
 
     def abort(self) -> None:
         """It is to be closed at once."""
@@ -162,16 +170,12 @@ class _Protocol(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Part of an answer, or nothing."""
-        if self._is_held:
-            self._is_held = False
-            if not self.upgraded:
-                self._await_host()
         if data:
             self.progress.answered = True
-            if self._is_written:
-                self._since = monotonic()
-            else:
+            if self._is_held or not self._is_written:
                 self._is_asked, self._since = False, _NEVER
+            else:
+                self._since = monotonic()
         ResponseHandler.data_received(self, data)  # in half the time of super()
 
     def pause_writing(self) -> None:

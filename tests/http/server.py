@@ -228,8 +228,9 @@ class Server:
             connection.sendall(b"%x\r\n%b\r\n" % (len(PART), PART))
         connection.sendall(b"0\r\n\r\n")
 
-    def _answer_gzip(self, connection: socket.socket, request: Received) -> None:
-        self._send(connection, request, gzip.compress(b"packed"), headers={"Content-Encoding": "gzip"})
+    def _answer_gzip(self, connection: socket.socket, request: Received, times: str = "1") -> None:
+        packed = gzip.compress(b"packed" * int(times))
+        self._send(connection, request, packed, headers={"Content-Encoding": "gzip"})
 
     def _answer_cookie(self, connection: socket.socket, request: Received) -> None:
         self._send(connection, request, headers={"Set-Cookie": "seen=1; Path=/"})

@@ -599,6 +599,27 @@ def test_idle_connections_are_closed_in_time_and_forgotten(serve: Serve) -> None
     run(main())
 
 
+@pytest.mark.parametrize("path", ["/gzip/2000000", "/chunked/1000"])
+def test_a_body_that_is_read_slowly_is_paused_and_goes_on(serve: Serve, path: str) -> None:
+    """Also where more of it is unpacked than was received; a reader may take longer than a host."""
+    a = serve()
+
+    async def main() -> None:
+        async with session_of(at(a, read_timeout=700)) as session:
+            whole = await body_of(session, "GET", path)
+            async with session.get(URL + path) as response:
+                parts = [await response.content.readexactly(100_000)]
+                await asyncio.sleep(0.8)
+                async for part in response.content.iter_chunked(300_000):
+                    parts.append(part)
+                    await asyncio.sleep(0)
+            assert b"".join(parts) == whole
+            assert len(whole) > 10_000_000
+
+    run(main())
+    assert a.accepted == 1
+
+
 def test_an_idle_connection_outlives_the_read_timeout(serve: Serve) -> None:
     """Also one whose body was larger than the buffers, so that reading was paused."""
     a = serve()
