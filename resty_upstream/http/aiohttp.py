@@ -27,7 +27,6 @@ from resty_upstream.aconnectors import open_socket, transport_of
 from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
-from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
@@ -423,11 +422,10 @@ class UpstreamConnector(aiohttp.TCPConnector):
 class _Exchange(Exchange):
     """The hosts of one request of aiohttp."""
 
-    def is_repeatable(self) -> bool:
-        """Whether it may be sent again."""
-        request: ClientRequest = self.request
-        replayable = not request.body or isinstance(request.body, aiohttp.BytesPayload)
-        return is_repeatable(request.method, request.headers, replayable=replayable)
+    def is_replayable(self) -> bool:
+        """Whether its body is there a second time."""
+        body = self.request.body
+        return not body or isinstance(body, aiohttp.BytesPayload)
 
 
 class UpstreamMiddleware:
@@ -479,7 +477,7 @@ class UpstreamMiddleware:
             await context.aload()
         exchange = _Exchange(context, request)
         request._resty_upstream = exchange  # type: ignore[attr-defined]
-        kept: ClientResponse | None = None  # a bad answer, if there is no better one
+        kept: ClientResponse | None = None
         try:
             for attempt in exchange:
                 with attempt:
@@ -494,14 +492,12 @@ class UpstreamMiddleware:
                     connection = response.connection
                     if connection is not None and exchange.has_begun(attempt):
                         exchange.progress.connection.receive(response.content)
-                    if attempt.target.status_codes and exchange.is_bad(attempt, response.status, response.headers):
-                        if kept is not None:
-                            kept.close()
-                        kept = response
+                    kept, earlier = response, kept
+                    if earlier is not None:
+                        earlier.close()
+                    if exchange.is_bad(attempt, response.status, response.headers):
                         raise BadAnswer(f"status {response.status}")
                 if attempt.outcome == "ok":
-                    if kept is not None:
-                        kept.close()
                     if connection is not None:
                         _follow(response, connection, exchange, attempt)
                     elif exchange.is_pending:

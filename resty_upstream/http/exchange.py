@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from resty_upstream.attempts import Attempt, Attempts, BadAnswer, Excused, classify
-from resty_upstream.http.retries import budget, retry_after_s
+from resty_upstream.http.retries import budget, is_repeatable, retry_after_s
 from resty_upstream.load import Flight
 from resty_upstream.model import is_one_of
 from resty_upstream.selection import Target
@@ -75,9 +75,9 @@ NOBODYS: Final = Progress()
 class Exchange(Attempts):
     """The hosts of one request, each as an attempt, until one answers well.
 
-    A transport says what :meth:`is_repeatable`: asked only after a failure.
+    A transport says what :meth:`is_replayable`: asked only after a failure.
 
-    :param request: the transport's own.
+    :param request: the transport's own, with ``method`` and ``headers``.
     """
 
     progress: Progress
@@ -90,16 +90,18 @@ class Exchange(Attempts):
     """Whether there is something to say when the answer is read: :meth:`land` does."""
     stale = 0
     """How many connections that were kept alive turned out to be closed."""
-    _until: float | None
+    _until: float | None = None
 
     def __init__(self, context: RequestContext, request: Any) -> None:
         Attempts.__init__(self, context)  # in half the time of super()
         self.request = request
-        self._until = None
 
-    def is_repeatable(self) -> bool:
-        """Whether the request may be sent to another host, though it may have reached one."""
+    def is_replayable(self) -> bool:
+        """Whether the body of the request is there a second time."""
         raise NotImplementedError
+
+    def _is_repeatable(self) -> bool:
+        return is_repeatable(self.request.method, self.request.headers, replayable=self.is_replayable())
 
     # ── sending ───────────────────────────────────────────────────────────────────────────────
 
@@ -134,7 +136,7 @@ class Exchange(Attempts):
 
         See :meth:`judged` for a request that may not be repeated.
         """
-        if not self._was_stale() or (self.progress.sent and not self.is_repeatable()):
+        if not self._was_stale() or (self.progress.sent and not self._is_repeatable()):
             return False
         self.stale += 1
         return self.stale <= _MOST_STALE
@@ -188,7 +190,7 @@ class Exchange(Attempts):
 
     def may_go_on(self) -> bool:
         """Whether another host may be asked: nothing was sent yet, or the request may be repeated."""
-        return not self.progress.sent or (self.is_repeatable() and budget.take(monotonic()))
+        return not self.progress.sent or (self._is_repeatable() and budget.take(monotonic()))
 
     def broke(self, attempt: Attempt, error: Exception, *, timed_out: bool = False) -> None:
         """The body of the answer broke off: a failure of the host, though it is too late for another."""

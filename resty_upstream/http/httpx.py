@@ -25,7 +25,6 @@ from resty_upstream.attempts import Attempt, BadAnswer, Excused
 from resty_upstream.errors import NoHostAvailable
 from resty_upstream.http.connection import Connection, streams
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
-from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from resty_upstream.context import RequestContext
@@ -352,11 +351,9 @@ def _verified(hx: Any) -> ssl.SSLContext:
 class _Exchange(Exchange):
     """The hosts of one request of httpx."""
 
-    def is_repeatable(self) -> bool:
-        """Whether it may be sent again."""
-        request = self.request
-        replayable = isinstance(request.stream, Library.of(request).hx.ByteStream)
-        return is_repeatable(request.method, request.headers, replayable=replayable)
+    def is_replayable(self) -> bool:
+        """Whether its body is there a second time."""
+        return isinstance(self.request.stream, Library.of(self.request).hx.ByteStream)
 
 
 class _Engine:
@@ -431,8 +428,7 @@ class SyncEngine(_Engine):
                     kept, earlier = response, kept
                     if earlier is not None:
                         earlier.close()
-                    masks = attempt.target.status_codes
-                    if not masks or not exchange.is_bad(attempt, response.status_code, response.headers):
+                    if not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():
@@ -507,8 +503,7 @@ class AsyncEngine(_Engine):
                     kept, earlier = response, kept
                     if earlier is not None:
                         await earlier.aclose()
-                    masks = attempt.target.status_codes
-                    if not masks or not exchange.is_bad(attempt, response.status_code, response.headers):
+                    if not exchange.is_bad(attempt, response.status_code, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status_code}")
                 if not exchange.may_go_on():

@@ -17,10 +17,10 @@ _SECONDS: Final = re.compile(r"\d{1,9}", re.ASCII)
 def is_repeatable(method: str, headers: Mapping[str, str], *, replayable: bool) -> bool:
     """Whether a request that may have reached a host may be sent to another.
 
-    :param headers: whose names are looked up without regard to case.
+    :param headers: whose names are compared without regard to case.
     :param replayable: whether its body is there a second time.
     """
-    return replayable and (method in _IDEMPOTENT or "idempotency-key" in headers)
+    return replayable and (method in _IDEMPOTENT or any(name.lower() == "idempotency-key" for name in headers))
 
 
 def retry_after_s(value: str | None) -> float:

@@ -32,7 +32,6 @@ from resty_upstream import errors as ours
 from resty_upstream.attempts import BadAnswer, Excused
 from resty_upstream.connectors import limit
 from resty_upstream.http.exchange import NOBODYS, Exchange, Progress, culprit, raise_judged
-from resty_upstream.http.retries import is_repeatable
 
 if TYPE_CHECKING:
     from resty_upstream.attempts import Attempt, Info
@@ -464,12 +463,10 @@ def _is_timeout(error: BaseException) -> bool:
 class _Exchange(Exchange):
     """The hosts of one request of urllib3."""
 
-    def is_repeatable(self) -> bool:
-        """Whether it may be sent again."""
-        asked: Asked = self.request
-        replayable = asked.body is None or isinstance(asked.body, bytes | str | bytearray | memoryview)
-        headers = {name.lower(): value for name, value in asked.headers.items()}
-        return is_repeatable(asked.method, headers, replayable=replayable)
+    def is_replayable(self) -> bool:
+        """Whether its body is there a second time."""
+        body = self.request.body
+        return body is None or isinstance(body, bytes | str | bytearray | memoryview)
 
 
 class Engine:
@@ -498,8 +495,7 @@ class Engine:
                     kept, earlier = response, kept
                     if earlier is not None:
                         earlier.close()
-                    masks = attempt.target.status_codes
-                    if not masks or not exchange.is_bad(attempt, response.status, response.headers):
+                    if not exchange.is_bad(attempt, response.status, response.headers):
                         return response
                     raise BadAnswer(f"status {response.status}")
                 if not exchange.may_go_on():
